@@ -1,0 +1,163 @@
+"""Images as tensors, and the batches that training sees.
+
+A data set is small enough to live on the device as uint8 tensors, so there is no DataLoader: filtering is
+indexing, shuffling is a permutation, augmentation is a batched tensor operation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from perturblab.streams import stream
+
+Augment = Callable[[Tensor, torch.Generator], Tensor]
+"""``(images uint8 [n c h w], generator on the CPU) -> images`` of the same shape and dtype."""
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """A labelled set of images of one size.
+
+    ``images`` uint8 ``[n c h w]``; ``labels`` int64 ``[n]``; ``classes`` the class names, in label order;
+    ``mean`` and ``std`` one number per channel, for pixels in [0, 1]; ``annotation`` bool ``[n 1 h w]``, True
+    where a shortcut was planted, or None. Raises ValueError when shapes, dtypes or labels do not fit together.
+    """
+
+    images: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    annotation: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        n, channels = self.images.shape[:2] if self.images.dim() == 4 else (-1, -1)
+        if n < 0 or self.images.dtype != torch.uint8:
+            raise ValueError(
+                f"images must be uint8 [n c h w], not {self.images.dtype} {list(self.images.shape)}"
+            )
+        if self.labels.shape != (n,) or self.labels.dtype != torch.int64:
+            raise ValueError(
+                f"labels must be int64 [{n}], not {self.labels.dtype} {list(self.labels.shape)}"
+            )
+        if len(self.mean) != channels or len(self.std) != channels or min(self.std) <= 0:
+            raise ValueError(f"mean and std must have {channels} numbers each, std above 0")
+        if n and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(self.classes):
+            raise ValueError(f"labels must lie in 0..{len(self.classes) - 1}")
+        expected = (n, 1, *self.images.shape[2:])
+        if self.annotation is not None and self.annotation.shape != expected:
+            raise ValueError(f"annotation must be [n 1 h w] = {expected}, not {list(self.annotation.shape)}")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: Tensor | slice) -> ImageSet:
+        """The images at ``index`` (a slice, an int64 index or a bool mask), in that order."""
+        annotation = None if self.annotation is None else self.annotation[index]
+        return replace(self, images=self.images[index], labels=self.labels[index], annotation=annotation)
+
+    def to(self, device: torch.device | str) -> ImageSet:
+        annotation = None if self.annotation is None else self.annotation.to(device)
+        return replace(
+            self, images=self.images.to(device), labels=self.labels.to(device), annotation=annotation
+        )
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """uint8 ``[n c h w]`` to float32: ``(pixel / 255 - mean) / std`` per channel."""
+        scale, shift = self._affine(images.device)
+        return images.float().mul_(scale).add_(shift)
+
+    def _affine(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        mean = torch.tensor(self.mean, device=device).view(1, -1, 1, 1)
+        std = torch.tensor(self.std, device=device).view(1, -1, 1, 1)
+        return 1 / (255 * std), -mean / std
+
+    def digest(self) -> str:
+        """SHA-256 over pixels, labels, class names and normalisation: which data a run saw."""
+        h = hashlib.sha256(repr((self.images.shape, self.classes, self.mean, self.std)).encode())
+        h.update(self.images.cpu().contiguous().numpy())
+        h.update(self.labels.cpu().contiguous().numpy())
+        if self.annotation is not None:
+            h.update(self.annotation.cpu().contiguous().numpy())
+        return h.hexdigest()
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one training step sees.
+
+    ``images`` float32 ``[b c h w]``, normalised; ``labels`` int64 ``[b]``; ``index`` int64 ``[b]`` into the
+    image set; ``group`` int64 ``[b]`` (0 as found, 1 corrected) or None; ``annotation`` bool ``[b 1 h w]`` or
+    None; ``mix`` (second labels int64 ``[b]``, share float32 ``[b]`` of the first) or None.
+    """
+
+    images: Tensor
+    labels: Tensor
+    index: Tensor
+    group: Tensor | None = None
+    annotation: Tensor | None = None
+    mix: tuple[Tensor, Tensor] | None = None
+
+
+class Source(Protocol):
+    """Where batches come from. The same (seed, epoch, step) always gives the same batch."""
+
+    def steps(self) -> int:
+        """Batches per epoch."""
+        ...
+
+    def epoch(self, number: int, first_step: int = 0) -> Iterator[Batch]:
+        """The batches of epoch ``number``, from ``first_step`` (0-based) on."""
+        ...
+
+
+class ShuffledSource:
+    """Every image once per epoch in a fresh order; the short last batch is kept unless ``drop_last``."""
+
+    # Images are gathered and augmented this many batches at a time: the draws and the dozen small kernels
+    # are then paid once per stretch, not once per step.
+    STRETCH = 16
+
+    def __init__(
+        self,
+        data: ImageSet,
+        batch_size: int,
+        seed: int,
+        augment: Augment | None = None,
+        drop_last: bool = False,
+    ) -> None:
+        if not 1 <= batch_size <= max(len(data), 1):
+            raise ValueError(f"batch size {batch_size} does not fit a set of {len(data)} images")
+        self.data, self.batch_size, self.seed, self.augment = data, batch_size, seed, augment
+        whole, rest = divmod(len(data), batch_size)
+        self._steps = whole + (1 if rest and not drop_last else 0)
+
+    def steps(self) -> int:
+        return self._steps
+
+    def epoch(self, number: int, first_step: int = 0) -> Iterator[Batch]:
+        order = torch.randperm(len(self.data), generator=stream(self.seed, "order", number))
+        order = order.to(self.data.images.device)
+        for stretch in range(first_step // self.STRETCH, -(-self._steps // self.STRETCH)):
+            begin = stretch * self.STRETCH
+            yield from self._batches(number, order, begin, max(first_step, begin))
+
+    def _batches(self, number: int, order: Tensor, begin: int, first_step: int) -> Iterator[Batch]:
+        end = min(begin + self.STRETCH, self._steps)
+        index = order[begin * self.batch_size : end * self.batch_size]
+        picked = self.data[index]
+        images = picked.images
+        if self.augment is not None:
+            images = self.augment(images, stream(self.seed, "augment", number, begin))
+        for step in range(first_step, end):
+            part = slice((step - begin) * self.batch_size, (step - begin + 1) * self.batch_size)
+            annotation = None if picked.annotation is None else picked.annotation[part]
+            yield Batch(
+                self.data.normalise(images[part]), picked.labels[part], index[part], annotation=annotation
+            )
