@@ -43,9 +43,7 @@ class ImageSet:
                 f"images must be uint8 [n c h w], not {self.images.dtype} {list(self.images.shape)}"
             )
         if self.labels.shape != (n,) or self.labels.dtype != torch.int64:
-            raise ValueError(
-                f"labels must be int64 [{n}], not {self.labels.dtype} {list(self.labels.shape)}"
-            )
+            raise ValueError(f"labels must be int64 [{n}], not {self.labels.dtype} {list(self.labels.shape)}")
         if len(self.mean) != channels or len(self.std) != channels or min(self.std) <= 0:
             raise ValueError(f"mean and std must have {channels} numbers each, std above 0")
         if n and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(self.classes):
@@ -81,10 +79,9 @@ class ImageSet:
     def digest(self) -> str:
         """SHA-256 over pixels, labels, class names and normalisation: which data a run saw."""
         h = hashlib.sha256(repr((self.images.shape, self.classes, self.mean, self.std)).encode())
-        h.update(self.images.cpu().contiguous().numpy())
-        h.update(self.labels.cpu().contiguous().numpy())
-        if self.annotation is not None:
-            h.update(self.annotation.cpu().contiguous().numpy())
+        for part in (self.images, self.labels, self.annotation):
+            if part is not None:
+                h.update(part.cpu().contiguous().numpy().data)
         return h.hexdigest()
 
 

@@ -1,0 +1,3 @@
+from perturblab.cli import main
+
+main()

@@ -1,0 +1,231 @@
+"""The command line: every flag is a field of a settings class. Imports no torch until a run starts.
+
+Both spellings of a flag work (``--batch_size``, ``--batch-size``), booleans with and without a value, lists as
+``--seeds 0 1 2``, ``--seeds 0,1,2`` or repeated. Command line > ``--config FILE.yaml`` > default.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any, get_args, get_origin
+
+import click
+from pydantic.fields import FieldInfo
+
+from perturblab import __version__
+from perturblab.settings import Command, Settings, documented_flag, flags_of, nearest
+from perturblab.signals import INTERRUPTED, Interrupted
+from perturblab.studies import STUDIES
+from perturblab.terminal import UserError
+from perturblab.yamlfile import read_settings
+
+USAGE_ERROR = 2
+
+
+def normalise(token: str) -> str:
+    """``--batch_size`` and ``--batch-size`` are one flag."""
+    return token.replace("_", "-") if token.startswith("--") else token
+
+
+CONTEXT = {
+    "token_normalize_func": lambda token: token.replace("_", "-"),
+    "help_option_names": ["-h", "--help"],
+    "max_content_width": 110,
+}
+
+
+class Studies(click.Group):
+    """The studies by name, each imported when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*sorted(self.commands), *STUDIES]
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name in STUDIES:
+            return study_group(name)
+        return super().get_command(ctx, name)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        return resolve(self, super().resolve_command, ctx, args)
+
+
+class Commands(click.Group):
+    """The commands of one study."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        return resolve(self, super().resolve_command, ctx, args)
+
+
+def resolve(group: click.Group, do: Callable[..., Any], ctx: click.Context, args: list[str]) -> Any:
+    if not args[0].startswith("-") and group.get_command(ctx, args[0]) is None:
+        raise UserError(f"no command '{args[0]}'{nearest(args[0], group.list_commands(ctx))}")
+    return do(ctx, args)
+
+
+def study_group(name: str) -> click.Group:
+    module = import_module(STUDIES[name])
+    first_line = (module.__doc__ or "").strip().splitlines()[0]
+    group = Commands(
+        name, help=module.__doc__ and "\b\n" + module.__doc__.strip().replace("\n\n", "\n\n\b\n")
+    )
+    group.short_help = first_line.partition(": ")[2]
+    for word, command in module.COMMANDS.items():
+        group.add_command(click_command(word, command))
+    return group
+
+
+def click_command(name: str, command: Command) -> click.Command:
+    """The click command of a settings class: parses words, leaves every check to the settings."""
+    cls = command.settings
+
+    def call(config: str | None, **given: Any) -> None:
+        values = read_settings(config, cls) if config else {}
+        values.update({field: value for field, value in given.items() if value not in (None, ())})
+        settings = cls.parse(values)
+        module, _, function = command.target.partition(":")
+        getattr(import_module(module), function)(settings)
+
+    fields = sorted(cls.model_fields.items(), key=lambda item: not item[1].is_required())
+    params: list[click.Parameter] = [option(field, info) for field, info in fields]
+    params.append(click.Option(["--config"], metavar="FILE", help="YAML file: study, fixed settings, axes."))
+    help = (cls.__doc__ or "").strip()
+    return click.Command(name, callback=call, params=params, help=help, context_settings=CONTEXT)
+
+
+def option(field: str, info: FieldInfo) -> click.Option:
+    names = flags_of(info) or [f"--{field}"]
+    declared = [normalise(n) for n in names]
+    shown = documented_flag(field, info)
+    return DocumentedOption(
+        [field, *dict.fromkeys(declared)],
+        shown=shown,
+        multiple=is_list(info),
+        type=str,
+        metavar=metavar(info),
+        help=help_line(info),
+        **({"is_flag": False, "flag_value": "true"} if info.annotation is bool else {}),
+    )
+
+
+class DocumentedOption(click.Option):
+    """Shows the spelling that the document uses; click itself knows the normalised one."""
+
+    def __init__(self, *args: Any, shown: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.shown = shown
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        record = super().get_help_record(ctx)
+        return record and (record[0].replace(normalise(self.shown), self.shown), record[1])
+
+
+def is_list(info: FieldInfo) -> bool:
+    return get_origin(info.annotation) in (tuple, list)
+
+
+def metavar(info: FieldInfo) -> str:
+    inner = get_args(info.annotation)[0] if is_list(info) else info.annotation
+    words = [value for value in get_args(inner) if isinstance(value, str)]
+    if words:
+        return "|".join(words) + (" ..." if is_list(info) else "")
+    if inner is bool:
+        return "[True|False]"
+    return {int: "N", float: "X"}.get(inner, "TEXT") + (" ..." if is_list(info) else "")  # type: ignore[arg-type]
+
+
+def help_line(info: FieldInfo) -> str:
+    text = info.description or ""
+    if info.is_required():
+        return f"{text}  [required]"
+    default = info.default
+    if default in ((), "", None):
+        return text
+    return f"{text}  [default: {' '.join(map(str, default)) if is_list(info) else default}]"
+
+
+# ---- words before click sees them ---------------------------------------------------------------------------------
+
+
+def spread_lists(words: list[str], lists: set[str]) -> list[str]:
+    """``--seeds 0 1 2`` and ``--seeds 0,1,2`` become ``--seeds 0 --seeds 1 --seeds 2``."""
+    result: list[str] = []
+    current = ""
+    for word in words:
+        head, equals, value = word.partition("=")
+        if word.startswith("-") and not _is_number(word):
+            current = normalise(head) if normalise(head) in lists else ""
+            if current and equals:
+                result += [w for v in value.split(",") if v for w in (current, v)]
+            elif not current:
+                result.append(word)
+        elif current:
+            result += [w for v in word.split(",") if v for w in (current, v)]
+        else:
+            result.append(word)
+    return result
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
+def list_flags(words: list[str]) -> set[str]:
+    """The flags of the named command that take several values."""
+    if len(words) < 2 or words[0] not in STUDIES:
+        return set()
+    command = import_module(STUDIES[words[0]]).COMMANDS.get(words[1])
+    if command is None:
+        return set()
+    fields = command.settings.model_fields.items()
+    return {normalise(n) for f, info in fields if is_list(info) for n in (flags_of(info) or [f"--{f}"])}
+
+
+@click.group(cls=Studies, context_settings=CONTEXT)
+@click.version_option(__version__, prog_name="perturblab")
+def perturblab() -> None:
+    """What does a perturbation do to a small image classifier?
+
+    Each study is a command with sub-commands; `perturblab STUDY COMMAND --help` shows its flags. `perturblab
+    quickstart` trains three small networks per mode on bundled digits in under a minute.
+    """
+
+
+def main(words: list[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 1 runs of a sweep failed, 2 bad input, 75 requeue, 130 interrupted."""
+    words = sys.argv[1:] if words is None else words
+    try:
+        code = perturblab(
+            spread_lists(words, list_flags(words)), standalone_mode=False, prog_name="perturblab"
+        )
+    except UserError as error:
+        code = complain(str(error))
+    except click.NoSuchOption as error:
+        close = list(error.possibilities or [])[:1]
+        hint = f"; did you mean '{close[0]}'?" if close else "; see --help"
+        code = complain(f"no flag '{error.option_name}'{hint}")
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.ctx.get_help() if error.ctx else "")
+        code = 0
+    except click.ClickException as error:
+        code = complain(error.format_message())
+    except Interrupted as error:
+        code = error.exit_code
+        complain(
+            f"stopped on {error}: the state is saved; run the same command again to go on", word="stopped"
+        )
+    except (click.Abort, KeyboardInterrupt):
+        code = complain("interrupted; run the same command again to go on", word="stopped", code=INTERRUPTED)
+    except BrokenPipeError:
+        code = 0
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def complain(message: str, word: str = "error", code: int = USAGE_ERROR) -> int:
+    print(f"{word}: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    return code

@@ -1,0 +1,104 @@
+"""Files that are whole or absent: temporary name in the same folder, fsync, rename, fsync of the folder."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from perturblab.terminal import UserError
+
+
+@contextmanager
+def writing_to(path: Path) -> Iterator[None]:
+    """Turn an OSError while writing ``path`` (full disk, no permission) into one line."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(
+            f"cannot write {path}: {reason}; free some space or choose another folder, then run the same "
+            "command again: finished work is kept"
+        ) from None
+
+
+def write_atomic(path: str | Path, data: bytes) -> None:
+    """Write ``data`` so that ``path`` is at any moment either its old or its new content, also after a crash.
+
+    Raises UserError when the disk is full or the folder cannot be written; no temporary file is left then.
+    """
+    path = Path(path)
+    with writing_to(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o666 & ~_umask())
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+        _sync_folder(path.parent)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Strict JSON (no NaN), keys in the order given, one trailing newline."""
+    write_atomic(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: str | Path) -> Any:
+    """UserError when the file is missing, unreadable or not JSON."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({error}); remove it and run the command that makes it") from None
+
+
+def digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def write_checked(path: Path, data: bytes) -> None:
+    """Write ``data`` with its SHA-256 beside it, the digest first: a file without its digest is incomplete."""
+    write_atomic(digest_path(path), f"{digest(data)}  {path.name}\n".encode())
+    write_atomic(path, data)
+
+
+def read_checked(path: Path) -> bytes | None:
+    """The bytes of a file written by ``write_checked``, or None when they are not those that were written."""
+    try:
+        data = path.read_bytes()
+        expected = digest_path(path).read_text(encoding="ascii").split()[0]
+    except (OSError, ValueError, IndexError):
+        return None
+    return data if digest(data) == expected else None
+
+
+def digest_path(path: Path) -> Path:
+    return path.with_name(path.name + ".sha256")

@@ -1,0 +1,1 @@
+"""What reports are made of: statistics over seeds, tables, pictures. Imports no torch and no study."""

@@ -1,0 +1,211 @@
+"""The language that all pictures share: colour = architecture, dash = arm, band = spread over seeds.
+
+Pictures are matplotlib ``Figure`` objects (no pyplot, so no global state and no display). Beside each PNG
+stands a CSV of the numbers in it. Equal data give equal bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import style
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from perturblab.files import write_atomic
+from perturblab.report.tables import Cell, write_csv
+
+Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+Curve = tuple[Sequence[float] | Floats, Sequence[float] | Floats]
+
+# Okabe and Ito (2008), distinguishable with any colour vision; their yellow is left out, too pale for lines.
+BLUE, VERMILION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+ORANGE, SKY, BLACK = "#E69F00", "#56B4E9", "#000000"
+PALETTE = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK)
+FIXED = {"vgg11": BLUE, "vgg13": VERMILION, "vgg16": GREEN, "vgg19": PURPLE, "vgg9": ORANGE}
+
+Dash = str | tuple[float, tuple[float, ...]]
+DASHES: dict[str, Dash] = {"baseline": "-", "masked": (0, (5, 1.6)), "half-loss": (0, (1, 1.4))}
+MARKERS = ("", "^", "v", "s", "D", "P", "X")  # "": the first of several variants needs none
+BAND_NOTE = "thick: mean over seeds; band: ± 1 population standard deviation; thin: each seed"
+FEW_POINTS = 15  # so few are drawn as points too: they are measurements, not a curve
+
+LOOK: Any = [
+    "default",
+    {  # "default": nobody's own matplotlibrc changes a picture
+        "font.family": "DejaVu Sans",  # comes with matplotlib: the same picture on every machine
+        "font.size": 10,
+        "axes.titlesize": 10,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.alpha": 0.25,
+        "grid.linewidth": 0.6,
+        "legend.frameon": False,
+        "legend.fontsize": 9,
+        "legend.handlelength": 2.8,
+    },
+]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One arm: ``x [k]`` ascending, ``y [n_seeds k]`` in the unit of the axis, NaN where not measured."""
+
+    name: str
+    x: Floats
+    y: Floats
+    seeds: tuple[int, ...]
+    colour: str = BLACK
+    dash: Dash = "-"
+    marker: str = ""
+
+    @property
+    def label(self) -> str:
+        return f"{self.name} (single seed)" if len(self.seeds) == 1 else f"{self.name} (n={len(self.seeds)})"
+
+    @property
+    def mean(self) -> Floats:
+        """``[k]``: NaN where a seed is missing, for a mean over fewer seeds would jump for no reason."""
+        return np.asarray(self.y.mean(axis=0))
+
+    @property
+    def sd(self) -> Floats:
+        """``[k]`` population standard deviation (ddof 0), as documented for the bands."""
+        return np.asarray(self.y.std(axis=0))
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Lines that share axes; ``levels`` are named horizontal references in the unit of y."""
+
+    title: str
+    lines: tuple[Line, ...]
+    levels: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Labels with units, and the limits where the quantity has natural ones."""
+
+    x: str
+    y: str
+    ylim: tuple[float | None, float | None] = (None, None)
+    xlim: tuple[float | None, float | None] = (None, None)
+    log: bool = False
+
+
+def line(name: str, curves: Mapping[int, Curve], **look: Any) -> Line | None:
+    """Join ``seed -> (x, y)`` of any lengths on the union of their x; None if nothing is measured anywhere."""
+    x = np.array(sorted({float(v) for xs, _ in curves.values() for v in xs}))
+    y = np.full((len(curves), x.size), np.nan)
+    for row, (xs, ys) in zip(y, curves.values(), strict=True):
+        row[np.searchsorted(x, np.asarray(xs, dtype=float))] = np.asarray(ys, dtype=float)
+    measured = np.isfinite(y).any(axis=0) if x.size else np.zeros(0, dtype=bool)
+    if not measured.any():
+        return None
+    return Line(name, x[measured], y[:, measured], tuple(curves), **look)
+
+
+def colours(names: Sequence[str]) -> dict[str, str]:
+    """A colour per architecture: the same in every picture for the usual ones, the rest in order."""
+    free = [c for c in PALETTE if c not in {FIXED[n] for n in names if n in FIXED}] or list(PALETTE)
+    others = [n for n in dict.fromkeys(names) if n not in FIXED]
+    return {n: FIXED[n] for n in names if n in FIXED} | {n: free[i % len(free)] for i, n in enumerate(others)}
+
+
+def picture(title: str, panels: Sequence[Panel], axis: Axis) -> Figure:
+    """Panels side by side on common axes, each under its own legend."""
+    columns = len(panels) if len(panels) < 3 else math.ceil(len(panels) / math.ceil(len(panels) / 3))
+    columns = 2 if len(panels) == 4 else columns
+    rows = math.ceil(len(panels) / columns)
+    with style.context(LOOK):
+        size = (6.8 if columns == 1 else 4.6 * columns, 4.6 if rows == 1 else 4.1 * rows)
+        figure = Figure(figsize=size, layout="constrained")
+        grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+        for axes, panel in zip(grid.flat, panels, strict=False):
+            _draw_panel(axes, panel)
+        for axes in grid.flat[len(panels) :]:
+            axes.set_axis_off()
+        _finish(figure, grid, title, panels, axis)
+    return figure
+
+
+def save(figure: Figure, panels: Sequence[Panel], path: Path, dpi: int = 300) -> Path:
+    """Write ``path`` (PNG) and, with the suffix .csv, the numbers in it. UserError if the folder is not writable."""
+    out = io.BytesIO()
+    with style.context(LOOK):
+        figure.savefig(out, format="png", dpi=dpi, metadata={"Software": None})
+    write_atomic(path, out.getvalue())
+    write_csv(path.with_suffix(".csv"), *data_behind(panels))
+    return path
+
+
+def data_behind(panels: Sequence[Panel]) -> tuple[list[str], list[list[Cell]]]:
+    """Columns and rows: one row per point of each line, with every seed in its column and gaps left empty."""
+    seeds = sorted({s for p in panels for one in p.lines for s in one.seeds})
+    columns = ["panel", "line", "x", "n", "mean", "std_population", *(f"seed{s}" for s in seeds)]
+    rows = [[p.title, one.name, *point] for p in panels for one in p.lines for point in _points(one, seeds)]
+    return columns, rows
+
+
+def _points(one: Line, seeds: Sequence[int]) -> list[list[Cell]]:
+    rows: list[list[Cell]] = []
+    for x, y, mean, sd in zip(one.x, one.y.T, one.mean, one.sd, strict=True):
+        by_seed = dict(zip(one.seeds, y, strict=True))
+        numbers = [mean, sd, *(by_seed.get(s, math.nan) for s in seeds)]
+        cells: list[Cell] = [float(v) if math.isfinite(v) else None for v in numbers]
+        rows.append([float(x), int(np.isfinite(y).sum()), *cells])
+    return rows
+
+
+def _draw_panel(axes: Axes, panel: Panel) -> None:
+    for one in panel.lines:
+        _draw_line(axes, one)
+    for name, level in panel.levels:
+        axes.axhline(level, color="0.35", linewidth=1, linestyle=(0, (1, 2)), label=name, zorder=1)
+    # Above the axes, with the panel's name as its heading: it can never cover data.
+    axes.legend(
+        title=panel.title, loc="lower left", bbox_to_anchor=(-0.02, 1.0), alignment="left",
+        title_fontproperties={"weight": "bold", "size": 10},
+    )  # fmt: skip
+
+
+def _draw_line(axes: Axes, one: Line) -> None:
+    """Each seed thin, then mean and band where all seeds are there."""
+    marker = one.marker or ("o" if one.x.size <= FEW_POINTS else "")
+    every = max(1, one.x.size // 12)
+    if len(one.seeds) > 1:
+        for y in one.y:
+            ok = np.isfinite(y)
+            axes.plot(one.x[ok], y[ok], color=one.colour, linewidth=0.6, alpha=0.35, zorder=2)
+    ok = np.isfinite(one.mean)
+    x, mean, sd = one.x[ok], one.mean[ok], one.sd[ok]
+    if len(one.seeds) > 1:
+        axes.fill_between(x, mean - sd, mean + sd, color=one.colour, alpha=0.13, linewidth=0, zorder=1)
+    axes.plot(
+        x, mean, color=one.colour, linestyle=one.dash, linewidth=1.8, marker=marker, markersize=4,
+        markevery=every, label=one.label, zorder=3,
+    )  # fmt: skip
+
+
+def _finish(figure: Figure, grid: Any, title: str, panels: Sequence[Panel], axis: Axis) -> None:
+    first = grid[0, 0]
+    if axis.log:
+        first.set_yscale("log")
+    first.set_ylim(*axis.ylim)
+    first.set_xlim(*axis.xlim)
+    for axes in grid.flat[max(0, len(panels) - grid.shape[1]) : len(panels)]:  # those with nothing below
+        axes.set_xlabel(axis.x)
+        axes.tick_params(labelbottom=True)
+    for axes in grid[:, 0]:
+        axes.set_ylabel(axis.y)
+    figure.suptitle(title, fontsize=12)
+    if any(len(one.seeds) > 1 for panel in panels for one in panel.lines):
+        figure.supxlabel(BAND_NOTE, fontsize=8, color="0.35")

@@ -1,0 +1,280 @@
+"""A run folder is the only state: named from the settings, status read from its files, numbers as JSON lines.
+
+    perturblab_runs/STUDY/NAME-id/
+        settings.json      the settings, whole
+        manifest.json      what else decides the bits: versions, threads, device, digests of the data
+        rows.jsonl         one JSON object per measurement, no wall-clock times
+        timings.jsonl      seconds per epoch
+        checkpoint-*.pt    the last two states, each with its SHA-256; removed when the run is done
+        results.json       written last: the run is done
+        failure.json       why the last attempt failed, if it did
+        claim              locked by the process that works here
+
+Layer 4: writes the bytes that it is given, imports no torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from perturblab import __version__
+from perturblab.files import (
+    digest_path,
+    read_checked,
+    read_json,
+    write_atomic,
+    write_checked,
+    write_json,
+    writing_to,
+)
+from perturblab.settings import Settings
+from perturblab.signals import Interrupted
+from perturblab.terminal import UserError, say, warn
+
+SCHEMA_VERSION = 1
+KEPT_CHECKPOINTS = 2
+
+Status = Literal["done", "running", "failed", "interrupted", "pending"]
+Row = dict[str, Any]
+
+
+class Diverged(UserError):
+    """Training met a loss or weight that is not finite."""
+
+
+class RunFolder:
+    """One run. Constructing it reads; only ``claimed`` work writes."""
+
+    def __init__(self, path: Path, settings: Settings) -> None:
+        self.path, self.settings = path, settings
+        self.rows: list[Row] = []
+        self._rows_file: IO[bytes] | None = None
+
+    @property
+    def id(self) -> str:
+        return self.settings.id
+
+    @property
+    def status(self) -> Status:
+        if (self.path / "results.json").exists():
+            return "done"
+        if _is_locked(self.path / "claim"):
+            return "running"
+        if (self.path / "failure.json").exists():
+            return "failed"
+        return "interrupted" if (self.path / "settings.json").exists() else "pending"
+
+    def results(self) -> dict[str, Any]:
+        """What the finished run found. UserError if it was altered since it was written."""
+        data = read_checked(self.path / "results.json")
+        if data is None:
+            raise UserError(f"{self.path / 'results.json'} is damaged; remove {self.path} and run again")
+        content: dict[str, Any] = json.loads(data)
+        return content
+
+    def failure(self) -> str:
+        return str(read_json(self.path / "failure.json")["message"])
+
+    # ---- working in the folder -----------------------------------------------------------------------------
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Hold the folder: a second process is refused, and a dead holder's lock falls by itself (flock)."""
+        with writing_to(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            claim = open(self.path / "claim", "a+")  # noqa: SIM115 - open as long as the claim is held
+        with claim:
+            _lock(claim, self.path)
+            for stale in self.path.glob(".*.tmp"):  # left by a kill in the middle of a write
+                stale.unlink(missing_ok=True)
+            if not (self.path / "settings.json").exists():
+                write_json(self.path / "settings.json", self.settings.model_dump(mode="json"))
+            self.rows = _read_rows(self.path / "rows.jsonl")
+            try:
+                yield
+            finally:
+                self._close_rows()
+
+    def log(self, **row: Any) -> None:
+        """Append one row of measurements; units stand in the names, no wall-clock times."""
+        line = json.dumps(row, allow_nan=False) + "\n"
+        with writing_to(self.path / "rows.jsonl"):
+            if self._rows_file is None:
+                self._rows_file = open(self.path / "rows.jsonl", "ab", buffering=0)  # noqa: SIM115
+            self._rows_file.write(line.encode())
+        self.rows.append(row)
+
+    def drop_rows_from(self, epoch: int) -> None:
+        """Forget rows of ``epoch`` and later (and a torn last line): they are about to be measured again."""
+        self._close_rows()
+        self.rows = [row for row in self.rows if row["epoch"] < epoch]
+        lines = "".join(json.dumps(row, allow_nan=False) + "\n" for row in self.rows)
+        if self.rows or (self.path / "rows.jsonl").exists():
+            write_atomic(self.path / "rows.jsonl", lines.encode())
+
+    def log_time(self, epoch: int, seconds: float) -> None:
+        with writing_to(self.path / "timings.jsonl"), open(self.path / "timings.jsonl", "a") as file:
+            file.write(json.dumps({"epoch": epoch, "seconds": round(seconds, 3)}) + "\n")
+
+    def record(self, facts: dict[str, Any]) -> dict[str, Any]:
+        """Keep ``facts`` (versions, threads, digests) in the manifest; returns those of the first start."""
+        path = self.path / "manifest.json"
+        if not path.exists():
+            write_json(path, {"perturblab": __version__, "schema_version": SCHEMA_VERSION, **facts})
+        first: dict[str, Any] = read_json(path)
+        return first
+
+    def save_checkpoint(self, epoch: int, step: int, data: bytes) -> None:
+        """Keep ``data`` as the state after ``step`` steps of ``epoch``; rows so far reach the disk before it."""
+        if self._rows_file is not None:
+            with writing_to(self.path / "rows.jsonl"):
+                os.fsync(self._rows_file.fileno())
+        write_checked(self.path / f"checkpoint-{epoch:06d}-{step:08d}.pt", data)
+        for old in self.checkpoints()[:-KEPT_CHECKPOINTS]:
+            _remove_checked(old)
+
+    def checkpoints(self) -> list[Path]:
+        return sorted(self.path.glob("checkpoint-*.pt"))
+
+    def latest_checkpoint(self) -> bytes | None:
+        """The newest undamaged state, or None for a fresh run; UserError when all that there are are damaged."""
+        found = self.checkpoints()
+        for path in reversed(found):
+            data = read_checked(path)
+            if data is not None:
+                return data
+            warn(f"{path} is damaged (its SHA-256 differs); going on from an earlier state")
+            _remove_checked(path)
+        if found:
+            raise UserError(
+                f"every checkpoint of {self.path} is damaged; run the same command again to start anew"
+            )
+        return None
+
+    def finish(self, results: dict[str, Any]) -> None:
+        """Write the results, which makes the run done, and clear what is no longer needed."""
+        self._close_rows()
+        content = {"schema_version": SCHEMA_VERSION, "run_id": self.id, **results}
+        write_checked(
+            self.path / "results.json", (json.dumps(content, allow_nan=False, indent=1) + "\n").encode()
+        )
+        (self.path / "failure.json").unlink(missing_ok=True)
+        self.clear_checkpoints()
+
+    def clear_checkpoints(self) -> None:
+        for path in self.checkpoints():
+            _remove_checked(path)
+
+    def fail(self, kind: str, message: str) -> None:
+        with contextlib.suppress(UserError):  # a full disk: the message on the terminal must do
+            write_json(self.path / "failure.json", {"kind": kind, "message": message})
+
+    def _close_rows(self) -> None:
+        if self._rows_file is not None:
+            self._rows_file.close()
+            self._rows_file = None
+
+
+def run_folder(settings: Settings, name: str, runs_dir: str | Path) -> RunFolder:
+    """The folder of these settings: ``runs_dir/STUDY/name-id``."""
+    return RunFolder(Path(runs_dir) / settings.study / f"{name}-{settings.id}", settings)
+
+
+def perform(run: RunFolder, work: Callable[[RunFolder], None], export: Callable[[RunFolder], None]) -> None:
+    """Do ``work`` unless it is done, then write its exports. Failures are recorded in the folder and raised."""
+    if run.status != "done":
+        with run.claimed():
+            if run.status != "done":  # another process may have finished while we waited for nothing
+                _attempt(run, work)
+    export(run)
+
+
+def _attempt(run: RunFolder, work: Callable[[RunFolder], None]) -> None:
+    try:
+        work(run)
+    except (Interrupted, KeyboardInterrupt):
+        raise
+    except Diverged as error:
+        run.fail("diverged", str(error))
+        raise
+    except BaseException as error:
+        run.fail(
+            "failed", f"{type(error).__name__}: {error}" if not isinstance(error, UserError) else str(error)
+        )
+        raise
+
+
+def publish(run: RunFolder, source: Path, target: Path, owner: Callable[[Path], str | None]) -> None:
+    """Copy ``source`` of a done run to its documented name; say so when that name held another run's file.
+
+    ``owner`` reads the run id in an existing target. A file that no run of ours wrote is kept beside it.
+    """
+    data = source.read_bytes()
+    if target.exists() and target.read_bytes() != data:
+        previous = owner(target)
+        if previous is None:
+            kept = target.with_name(f"{target.stem}.before-{run.id}{target.suffix}")
+            with writing_to(kept):
+                shutil.copy2(target, kept)
+            warn(f"{target} was not made by perturblab; kept as {kept.name}")
+        elif previous != run.id:
+            say(f"{target} now holds run {run.id}; it held run {previous}")
+    write_atomic(target, data)
+
+
+def _lock(claim: IO[str], folder: Path) -> None:
+    try:
+        fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        claim.seek(0)
+        holder = claim.read().strip() or "another process"
+        raise UserError(f"{folder} is being worked on by {holder}; wait for it, or stop it first") from None
+    claim.truncate(0)
+    claim.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    claim.flush()
+
+
+def _is_locked(path: Path) -> bool:
+    try:
+        with open(path) as claim:
+            fcntl.flock(claim, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
+def _read_rows(path: Path) -> list[Row]:
+    """The rows written so far; a torn last line (killed while writing) is dropped, other damage is an error."""
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            if line:
+                rows.append(json.loads(line))
+        except ValueError:
+            if number < len(lines):
+                raise UserError(
+                    f"{path}, line {number} is damaged; remove {path.parent} and run again"
+                ) from None
+    return rows
+
+
+def _remove_checked(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    digest_path(path).unlink(missing_ok=True)
+
+
+__all__ = ["Diverged", "Row", "RunFolder", "Status", "perform", "publish", "run_folder"]

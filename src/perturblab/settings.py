@@ -1,0 +1,153 @@
+"""Settings: one flat, frozen, validated object per command. What ran is what is recorded.
+
+A command's settings class is the only place where a flag, its default, its range and its help are written: the
+command line (``cli.py``), the YAML reader below and the run's identity are all derived from it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
+
+from perturblab.terminal import UserError
+
+
+def flag(default: Any, help: str, *names: str, where: bool = False, **limits: Any) -> Any:
+    """A field of a settings class, and with it a flag of the command line.
+
+    ``names``: documented spellings beyond ``--field_name``. ``where=True``: says where or how fast a run happens,
+    not what it computes (folders, device, progress), and is left out of the run's id. ``limits``: pydantic's
+    ``gt``, ``ge``, ``lt``, ``le``. ``default=...`` makes the flag required.
+    """
+    extra: dict[str, Any] = {"flags": list(names), "where": where}
+    return Field(default, description=help, json_schema_extra=extra, validate_default=True, **limits)
+
+
+class Settings(BaseModel):
+    """Base of all settings: frozen, unknown names refused, with a canonical form and an identity."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    study: ClassVar[str] = ""
+    command: ClassVar[str] = ""
+    axes: ClassVar[Mapping[str, str]] = {}  # axis of a YAML grid -> the list field that holds its values
+    version: ClassVar[int] = 1  # raise it when the same settings would compute something else
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> Self:
+        """Validate ``values``; UserError names the flag, the allowed values and the nearest one."""
+        values = {cls.field_for(name): value for name, value in values.items()}
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            raise UserError(explain(cls, error)) from None
+
+    @classmethod
+    def field_for(cls, name: str) -> str:
+        """The field that a name in any documented spelling means; UserError with the nearest name if none."""
+        wanted = name.lstrip("-").replace("-", "_")
+        for field, info in cls.model_fields.items():
+            if wanted == field or wanted in (n.lstrip("-").replace("-", "_") for n in flags_of(info)):
+                return field
+        raise UserError(f"unknown setting '{name}'{nearest(wanted, cls.model_fields)}")
+
+    def canonical(self) -> Self:
+        """The same run with every field that has no effect reset to its default. Studies override this."""
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """What makes this run different from others: canonical fields that differ from their defaults."""
+        run = self.canonical()
+        return {
+            name: value
+            for name, value in run.model_dump(mode="json").items()
+            if not is_where(type(run).model_fields[name]) and value != type(run).default_of(name)
+        }
+
+    @property
+    def id(self) -> str:
+        """Ten hex digits that are equal exactly when study, command, version and identity are."""
+        key = [self.study, self.command, self.version, self.identity()]
+        return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:10]
+
+    @classmethod
+    def default_of(cls, name: str) -> Any:
+        info = cls.model_fields[name]
+        return object() if info.is_required() else info.get_default(call_default_factory=True)
+
+    def arguments(self) -> list[str]:
+        """The command line, without the program, that gives these settings again: only what is not default."""
+        words = [self.study, self.command]
+        for name, value in self.model_dump(mode="json").items():
+            if value != type(self).default_of(name):
+                words += [documented_flag(name, type(self).model_fields[name]), *as_words(value)]
+        return words
+
+
+def as_words(value: Any) -> list[str]:
+    return [str(v) for v in value] if isinstance(value, list | tuple) else [str(value)]
+
+
+def flags_of(info: FieldInfo) -> list[str]:
+    extra = info.json_schema_extra
+    names = extra.get("flags", []) if isinstance(extra, dict) else []
+    return [str(n) for n in names] if isinstance(names, list) else []
+
+
+def is_where(info: FieldInfo) -> bool:
+    return isinstance(info.json_schema_extra, dict) and bool(info.json_schema_extra.get("where"))
+
+
+def documented_flag(name: str, info: FieldInfo) -> str:
+    """The spelling that the study's document uses: the first of the field's names, or ``--field_name``."""
+    long = [n for n in flags_of(info) if n.startswith("--")]
+    return long[0] if long else f"--{name}"
+
+
+def choices_of(annotation: Any) -> list[str]:
+    """The values of a ``Literal``, also inside a tuple or list; empty for other types."""
+    if get_origin(annotation) in (tuple, list):
+        return choices_of(get_args(annotation)[0])
+    return [v for v in get_args(annotation) if isinstance(v, str)] if get_args(annotation) else []
+
+
+def nearest(word: str, names: Iterable[str]) -> str:
+    """``"; did you mean 'x'?"``, or the list of names when nothing is close."""
+    names = list(names)
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    return f"; did you mean '{close[0]}'?" if close else f"; choose from {', '.join(sorted(names))}"
+
+
+def explain(cls: type[Settings], error: ValidationError) -> str:
+    """The first problem of a validation error as one line in the user's words."""
+    problem = error.errors(include_url=False)[0]
+    name = str(problem["loc"][0]) if problem["loc"] else ""
+    if name not in cls.model_fields:
+        return str(problem["msg"]).removeprefix("Value error, ")
+    info = cls.model_fields[name]
+    given, label = problem.get("input"), documented_flag(name, info)
+    if problem["type"] == "missing":
+        choices = choices_of(info.annotation)
+        return f"{label} is required" + (f": one of {', '.join(choices)}" if choices else "")
+    if problem["type"] == "literal_error":
+        choices = choices_of(info.annotation)
+        hint = difflib.get_close_matches(str(given), choices, n=1, cutoff=0.4)
+        meant = f"; did you mean '{hint[0]}'?" if hint else ""
+        return f"{label} '{given}' is not one of {', '.join(choices)}{meant}"
+    message = str(problem["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
+    return f"{label} {given} is refused: it must be {message}"
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command of a study: its settings class and ``"module:function"``, imported only when it runs."""
+
+    settings: type[Settings]
+    target: str

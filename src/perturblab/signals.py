@@ -1,0 +1,61 @@
+"""Stopping well: a signal raises a flag, long work polls it between steps, saves, and says how to go on."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+REQUEUE, SGE_REQUEUE, INTERRUPTED = 75, 99, 130
+
+
+class Interrupted(Exception):
+    """Work stopped on a signal after saving its state; ``exit_code`` follows from the signal."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+    @property
+    def exit_code(self) -> int:
+        """130 after Ctrl-C; else 75 (EX_TEMPFAIL: run me again), which Grid Engine spells 99."""
+        if self.number == signal.SIGINT:
+            return INTERRUPTED
+        in_sge = "SGE_ROOT" in os.environ and "JOB_ID" in os.environ
+        return SGE_REQUEUE if in_sge else REQUEUE
+
+
+class StopFlag:
+    """Raised by a signal; ``check()`` turns it into Interrupted at a moment that suits the work."""
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    def __bool__(self) -> bool:
+        return self.number != 0
+
+    def check(self) -> None:
+        if self.number:
+            raise Interrupted(self.number)
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[StopFlag]:
+    """SIGINT, SIGTERM, SIGUSR1 and SIGUSR2 raise the flag; a second SIGINT stops at once."""
+    flag = StopFlag()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and flag.number == signal.SIGINT:
+            raise KeyboardInterrupt
+        flag.number = number
+
+    names = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    before = {number: signal.signal(number, handle) for number in numbers}
+    try:
+        yield flag
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,227 @@
+"""A model is a list of steps; a perturbation of an activation is a function that is handed that activation.
+
+``steps()`` gives ``[(site or None, step)]``; ``forward(images, tap)`` is the loop over them, and ``run(state, tap,
+start, stop)`` the same loop over a part, so work on a shared prefix is done once. A tap may return more rows than
+it was given (``fan_out``): one batch then carries many masks through the rest. Nothing is patched, so nothing can
+be left behind after an exception; models that are not lists of steps get taps through ``Hooked``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from perturblab.settings import nearest
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place whose activation can be read or replaced.
+
+    ``name`` is ours (``conv1``, ``hidden``); ``module`` the name of the module whose output it is, as in the
+    documents (``features.2``); ``shape`` of one image's activation: ``(channels, height, width)`` or ``(units,)``.
+    """
+
+    name: str
+    module: str
+    shape: tuple[int, ...]
+
+    @property
+    def width(self) -> int:
+        """Channels of a map, units of a vector."""
+        return self.shape[0]
+
+
+Step = tuple[Site | None, Callable[[Any], Any]]
+Tap = Callable[[Site, Tensor], Tensor]
+
+
+class SteppedModel(nn.Module, ABC):
+    """A network that runs as a list of steps. A step's state is a tensor (in a residual block, a pair)."""
+
+    @abstractmethod
+    def steps(self) -> list[Step]: ...
+
+    def forward(self, images: Tensor, tap: Tap | None = None) -> Tensor:
+        """float32 ``[b c h w]`` to logits ``[b classes]``; ``tap`` sees every site's activation on the way."""
+        logits: Tensor = self.run(images, tap)
+        return logits
+
+    def run(self, state: Any, tap: Tap | None = None, start: int = 0, stop: int | None = None) -> Any:
+        """Steps ``start`` to ``stop`` (exclusive), from a supplied state to the state that they leave."""
+        for site, step in self.steps()[start:stop]:
+            state = step(state)
+            if tap is not None and site is not None:
+                state = tap(site, state)
+        return state
+
+    def sites(self) -> list[Site]:
+        return [site for site, _ in self.steps() if site is not None]
+
+    def position(self, name: str) -> int:
+        """How many steps lead to the activation at site ``name`` (also by module name). ValueError if unknown."""
+        for number, (site, _) in enumerate(self.steps(), 1):
+            if site is not None and name in (site.name, site.module):
+                return number
+        raise ValueError(f"no site '{name}'{nearest(name, [s.name for s in self.sites()])}")
+
+    def site(self, name: str) -> Site:
+        site = self.steps()[self.position(name) - 1][0]
+        assert site is not None
+        return site
+
+
+# ---- taps ------------------------------------------------------------------------------------------------------
+
+
+def broadcast(mask: Tensor, activation: Tensor) -> Tensor:
+    """A mask ``[width]``, ``[rows width]`` or of the activation's full shape, shaped to multiply the activation."""
+    if mask.dim() == activation.dim() and mask.shape[1:] == activation.shape[1:]:
+        return mask
+    if mask.shape[-1] != activation.shape[1]:
+        raise ValueError(
+            f"a mask of width {mask.shape[-1]} does not fit an activation with {activation.shape[1]} channels"
+        )
+    rows = mask if mask.dim() == 2 else mask[None]
+    return rows.reshape(*rows.shape, *[1] * (activation.dim() - 2))
+
+
+def fill(site: str, keep_mask: Tensor, value: Tensor | float = 0.0) -> Tap:
+    """Where ``keep_mask`` (bool, True = kept) is False, the activation becomes ``value`` (a number or ``[width]``)."""
+
+    def tap(at: Site, activation: Tensor) -> Tensor:
+        if site not in (at.name, at.module):
+            return activation
+        kept = broadcast(keep_mask, activation)
+        other = broadcast(value, activation) if isinstance(value, Tensor) else value
+        return torch.where(
+            kept, activation, torch.as_tensor(other, dtype=activation.dtype, device=activation.device)
+        )
+
+    return tap
+
+
+def keep(site: str, keep_mask: Tensor) -> Tap:
+    """Zero what ``keep_mask`` does not keep, as a product: gradients reach kept entries only, nothing is rescaled."""
+
+    def tap(at: Site, activation: Tensor) -> Tensor:
+        if site not in (at.name, at.module):
+            return activation
+        return activation * broadcast(keep_mask, activation).to(activation.dtype)
+
+    return tap
+
+
+def add(site: str, noise: Tensor) -> Tap:
+    """Add ``noise`` (broadcastable to the activation) at ``site``."""
+    return lambda at, activation: activation + noise if site in (at.name, at.module) else activation
+
+
+def fan_out(site: str, keep_masks: Tensor) -> Tap:
+    """One pass for many masks: ``keep_masks`` bool ``[m width]`` turn ``[b ...]`` into ``[m*b ...]``, mask-major.
+
+    Equal to one pass per mask where the later steps treat rows independently (not BatchNorm in training mode).
+    """
+
+    def tap(at: Site, activation: Tensor) -> Tensor:
+        if site not in (at.name, at.module):
+            return activation
+        return ablate_each(activation, keep_masks).flatten(0, 1)
+
+    return tap
+
+
+def ablate_each(activation: Tensor, keep_masks: Tensor) -> Tensor:
+    """``[b ...]`` under ``keep_masks`` bool ``[m width]`` (or ``[m 1 width]``) gives ``[m b ...]``; removed = 0."""
+    if keep_masks.shape[-1] != activation.shape[1]:
+        raise ValueError(
+            f"masks of width {keep_masks.shape[-1]} do not fit an activation with {activation.shape[1]} channels"
+        )
+    shape = (len(keep_masks), 1, activation.shape[1], *[1] * (activation.dim() - 2))
+    return activation[None] * keep_masks.view(shape).to(activation.dtype)
+
+
+def record(into: dict[str, Tensor]) -> Tap:
+    """Put every site's activation (detached) into ``into`` under the site's name."""
+
+    def tap(at: Site, activation: Tensor) -> Tensor:
+        into[at.name] = activation.detach()
+        return activation
+
+    return tap
+
+
+# ---- evaluating and probing without a trace ------------------------------------------------------------------------
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; afterwards each module's mode is what it was, also after an exception."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def frozen_statistics(model: nn.Module) -> Iterator[None]:
+    """Further forwards of a training step: batch statistics are used, running ones (and their counter) left alone.
+
+    Momentum 0 would still count batches; ``track_running_stats=False`` does not.
+    """
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
+
+
+class Hooked:
+    """Taps for a model that is not ours: exact, not fast, eager only. Sites are modules by their own names.
+
+    ``Hooked(model, {"conv1": "layer1.0.conv1"}).forward(images, tap)``. A module that is used twice calls the tap
+    at each use. Raises ValueError for a module that does not exist. Hooks exist only while ``forward`` runs.
+    """
+
+    def __init__(self, model: nn.Module, modules: Mapping[str, str]) -> None:
+        named = dict(model.named_modules())
+        for module in modules.values():
+            if module not in named:
+                raise ValueError(f"no module '{module}'{nearest(module, named)}")
+        self.model = model
+        self._modules = {name: (module, named[module]) for name, module in modules.items()}
+
+    def forward(self, images: Tensor, tap: Tap | None = None) -> Tensor:
+        handles = [] if tap is None else [self._hook(tap, *entry) for entry in self._entries()]
+        try:
+            logits: Tensor = self.model(images)
+            return logits
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    __call__ = forward
+
+    def _entries(self) -> list[tuple[str, str, nn.Module]]:
+        return [(name, path, module) for name, (path, module) in self._modules.items()]
+
+    @staticmethod
+    def _hook(tap: Tap, name: str, path: str, module: nn.Module) -> torch.utils.hooks.RemovableHandle:
+        def hook(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+            return tap(Site(name, path, tuple(output.shape[1:])), output)
+
+        return module.register_forward_hook(hook)

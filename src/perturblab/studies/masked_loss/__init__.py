@@ -1,0 +1,207 @@
+"""masked-loss: does a loss that is high when hidden units are ablated change generalisation or robustness?
+
+A VGG is trained on CIFAR-10 to be right when intact and wrong when random hidden units are removed (document 000);
+``baseline`` is plain cross-entropy, ``half-loss`` the control arm that the documented clamp amounts to. Maximising
+the loss under ablation makes every unit necessary: it rewards less redundancy, the opposite of dropout.
+
+    perturblab masked-loss train --arch vgg11 --mode masked --seed 0     200 epochs; baseline expected 91 to 92 %
+    perturblab masked-loss sweep                                         the document's 24 runs
+    perturblab masked-loss visualize                                     plots and the summary table
+
+Exports: results/{arch}_{mode}_seed{seed}.json, checkpoints/{arch}_{mode}_seed{seed}.pt, plots/*.png.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+from typing import Any, ClassVar, Literal
+
+from pydantic import field_validator
+
+from perturblab.settings import Command, Settings, flag
+
+Arch = Literal["vgg11", "vgg13", "vgg16", "vgg19"]
+Mode = Literal["baseline", "masked", "half-loss"]
+
+# Fields that a mode never reads.
+UNUSED: dict[str, tuple[str, ...]] = {
+    "baseline": ("n_masks", "lambda_max", "clamp", "site"),
+    "half-loss": ("n_masks", "clamp", "site"),
+    "masked": (),
+}
+ARCHITECTURES: tuple[Arch, ...] = ("vgg11", "vgg13", "vgg16", "vgg19")
+
+
+class Training(Settings):
+    """What every run of the study shares; the grid varies the rest."""
+
+    study = "masked-loss"
+
+    epochs: int = flag(200, "Number of training epochs.", ge=1)
+    batch_size: int = flag(128, "Images per step.", ge=1)
+    lr: float = flag(0.1, "Initial learning rate; divided by 10 after 50 % and 75 % of the epochs.", gt=0)
+    n_masks: int = flag(3, "Random masks per step (masked mode).", ge=1)
+    lambda_max: float = flag(
+        1.0, "Weight of the ablated loss after its warm-up (masked and half-loss mode).", ge=0
+    )
+    clamp: Literal["hard", "rescale", "none"] = flag(
+        "hard",
+        "How the ablated loss is kept below half the full one: hard (documented; stops its gradient while active), "
+        "rescale (same value, gradient passes), none.",
+    )
+    site: Literal["hidden", "conv1"] = flag(
+        "hidden",
+        "Where masks act: the hidden layer's units (documented) or the first convolution's channels.",
+    )
+    momentum: float = flag(0.9, "SGD momentum.", ge=0, lt=1)
+    weight_decay: float = flag(5e-4, "Weight decay on all parameters.", ge=0)
+    dataset: str = flag(
+        "cifar10",
+        "cifar10, cifar100, mnist, fashion-mnist, digits, folder:PATH, parquet:PREFIX or npz:PATH.",
+    )
+    normalize: Literal["documented", "data"] = flag(
+        "documented", "Normalisation constants: the document's (colour sets) or computed from train."
+    )
+    augment: Literal["auto", "crop-flip", "crop", "none"] = flag(
+        "auto", "Training augmentation; auto is crop-flip (documented), or crop for digits and mnist."
+    )
+    width: float = flag(
+        1.0, "Scales every channel count and the hidden layer; 1 is the documented network.", gt=0, le=8
+    )
+    eval_every: int = flag(
+        1, "Measure test accuracy every N epochs (and after the last); training is the same.", ge=1
+    )
+    clean_every: int = flag(1, "Measure clean train accuracy every N epochs (and after the last).", ge=1)
+    robustness_masks: int = flag(
+        20, "Random subsets per kept fraction in the final robustness measurement; 0 skips it.", ge=0
+    )
+    precision: Literal["fp32", "tf32", "bf16", "auto"] = flag("fp32", "Arithmetic of the forward passes.")
+    compile: bool = flag(False, "Compile the training step with torch.compile.")
+    device: str = flag("auto", "auto, cpu, cuda, cuda:N or mps.", where=True)
+    threads: int = flag(
+        0, "CPU threads; 0 takes torch's default. Recorded, and reused on resume.", where=True, ge=0
+    )
+    num_workers: int = flag(
+        4,
+        "Threads that decode images when a set is first loaded.",
+        "--num_workers",
+        "--workers",
+        where=True,
+        ge=0,
+    )
+    data_dir: str = flag("./data", "Where data sets are kept.", where=True)
+    checkpoint_dir: str = flag("./checkpoints", "Where final checkpoints are exported.", where=True)
+    results_dir: str = flag("./results", "Where results are exported.", where=True)
+    runs_dir: str = flag("./perturblab_runs", "Where runs keep their state.", where=True)
+    checkpoint_every: float = flag(
+        60.0, "Seconds of work that a kill may lose, at most (plus one step).", where=True, ge=0
+    )
+
+
+class Train(Training):
+    """Train one network and measure it."""
+
+    command = "train"
+
+    arch: Arch = flag(
+        ...,
+        "Architecture; VGG-N counts weight layers, as the paper does (VGG11 has 8 convolutions).",
+        "--arch",
+        "--model",
+    )
+    mode: Mode = flag(..., "baseline (cross-entropy), masked, or half-loss (the control arm).")
+    seed: int = flag(..., "Random seed.", ge=0)
+    suffix: str = flag("", "Added to the names of exported files, e.g. for an extra axis.", where=True)
+
+    @field_validator("mode", mode="before")
+    @classmethod
+    def _spelling(cls, value: Any) -> Any:
+        return "half-loss" if value == "half_loss" else value
+
+    def canonical(self) -> Train:
+        """``auto`` is resolved; fields that a mode never reads are reset, so that they do not make two runs of one."""
+        unused = {
+            "baseline": ("n_masks", "lambda_max", "clamp", "site"),
+            "half-loss": ("n_masks", "clamp", "site"),
+            "masked": (),
+        }
+        return self.model_copy(update={name: type(self).default_of(name) for name in unused[self.mode]})
+
+    @property
+    def name(self) -> str:
+        """The stem of the documented file names."""
+        return f"{self.arch}_{self.mode}_seed{self.seed}" + (f"_{self.suffix}" if self.suffix else "")
+
+
+class Sweep(Training):
+    """Run the grid architectures x modes x seeds: the document's 24 runs by default."""
+
+    command = "sweep"
+    axes: ClassVar = {"arch": "architectures", "mode": "modes", "seed": "seeds"}
+
+    mode: Literal["sequential", "parallel", "generate"] = flag(
+        "sequential", "Run one after another, several at a time, or write a shell script.", where=True
+    )
+    architectures: tuple[Arch, ...] = flag(ARCHITECTURES, "Architectures of the grid.")
+    modes: tuple[Mode, ...] = flag(("baseline", "masked"), "Training modes of the grid.")
+    seeds: tuple[int, ...] = flag((0, 1, 2), "Seeds of the grid.")
+    jobs: int = flag(
+        0, "Runs at a time with --mode parallel; 0 is one per core, or per CUDA card.", where=True, ge=0
+    )
+    output_script: str = flag("run_all.sh", "The script that --mode generate writes.", where=True)
+    prefix: str = flag("python -m perturblab", "How generated lines call the program.", where=True)
+
+    def grid(self) -> Iterator[Train]:
+        """Every cell, architectures outermost, seeds innermost."""
+        shared = {name: getattr(self, name) for name in Training.model_fields}
+        for arch, mode, seed in product(self.architectures, self.modes, self.seeds):
+            yield Train.parse({**shared, "arch": arch, "mode": mode, "seed": seed})
+
+
+class Evaluate(Settings):
+    """Measure a checkpoint, ours or the original scripts': test accuracy, and accuracy with fewer hidden units."""
+
+    study = "masked-loss"
+    command = "evaluate"
+
+    checkpoint: str = flag(..., "The checkpoint file (.pt).", where=True)
+    arch: Arch | None = flag(
+        None, "Architecture; read from the checkpoint where it says.", "--arch", "--model"
+    )
+    width: float = flag(1.0, "Width of the network, if not 1.", gt=0, le=8)
+    dataset: str = flag("cifar10", "The data set whose test images are used.")
+    normalize: Literal["documented", "data"] = flag("documented", "Normalisation constants, as in train.")
+    robustness_masks: int = flag(20, "Random subsets per kept fraction.", ge=1)
+    seed: int = flag(0, "Seed of the subsets.", ge=0)
+    device: str = flag("auto", "auto, cpu, cuda, cuda:N or mps.", where=True)
+    num_workers: int = flag(
+        4,
+        "Threads that decode images when a set is first loaded.",
+        "--num_workers",
+        "--workers",
+        where=True,
+        ge=0,
+    )
+    data_dir: str = flag("./data", "Where data sets are kept.", where=True)
+
+
+class Visualize(Settings):
+    """Draw the study's figures from exported results and print the summary table."""
+
+    study = "masked-loss"
+    command = "visualize"
+
+    results_dir: str = flag("./results", "Where results were exported.", where=True)
+    plots_dir: str = flag("./plots", "Where plots are written.", where=True)
+    architectures: tuple[str, ...] = flag((), "Only these architectures (all by default).")
+    modes: tuple[str, ...] = flag((), "Only these modes (all by default).")
+    seeds: tuple[int, ...] = flag((), "Only these seeds (all by default).")
+
+
+COMMANDS: dict[str, Command] = {
+    "train": Command(Train, "perturblab.studies.masked_loss.run:train"),
+    "evaluate": Command(Evaluate, "perturblab.studies.masked_loss.evaluate:evaluate"),
+    "sweep": Command(Sweep, "perturblab.studies.masked_loss.sweep:sweep"),
+    "visualize": Command(Visualize, "perturblab.studies.masked_loss.figures:visualize"),
+}

@@ -1,0 +1,77 @@
+"""What a person sees while work goes on: single lines, warnings, and progress with its remaining time.
+
+On a terminal progress is a live bar; in a log file it is a plain line now and then.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+PLAIN_EVERY_S = 10.0  # a log file gets at most one progress line in this time
+
+Advance = Callable[..., None]
+"""``advance(done, note="")``: how many units are done, and a few words on how it stands."""
+
+
+class UserError(Exception):
+    """Something the user can mend: printed as one line, exit code 2. Say what is wrong and what to do."""
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def warn(line: str) -> None:
+    print(f"warning: {line}", file=sys.stderr, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """``75 -> "1:15"``, ``3700 -> "1:01:40"``."""
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    return f"{hours}:{m:02d}:{s:02d}" if hours else f"{m}:{s:02d}"
+
+
+@contextmanager
+def progress(label: str, total: int, done: int = 0) -> Iterator[Advance]:
+    """Report ``total`` units of work; yields ``advance``. ``done`` units were there before (a resumed run)."""
+    if sys.stderr.isatty():
+        with _live(label, total, done) as advance:
+            yield advance
+    else:
+        yield _plain(label, total, done)
+
+
+@contextmanager
+def _live(label: str, total: int, done: int) -> Iterator[Advance]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(compact=True),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(label, total=total, completed=done, note="")
+        yield lambda n, note="": bar.update(task, completed=n, note=note)
+
+
+def _plain(label: str, total: int, done: int) -> Advance:
+    start = last = time.monotonic()
+
+    def advance(n: int, note: str = "") -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last < PLAIN_EVERY_S:
+            return
+        last = now
+        left = (now - start) / max(n - done, 1) * (total - n)
+        print(f"{label}: {n}/{total}, {duration(left)} left {note}".rstrip(), file=sys.stderr, flush=True)
+
+    return advance

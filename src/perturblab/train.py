@@ -1,0 +1,261 @@
+"""Training is a generator: ``for epoch in fit(...)``, and the study's own loop body measures and logs.
+
+    for epoch in fit(run, model, objective, source, recipe, stop):
+        run.log(kind="epoch", epoch=epoch.number, **epoch.means, test_acc=...)
+
+``fit`` writes its checkpoint before it yields. Between epochs the only memory is the rows: a resumed run drops the
+rows of the checkpoint's epoch and later and yields that epoch again, so a kill at any moment changes nothing.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
+from torch.optim import Optimizer
+
+from perturblab.hardware import autocast
+from perturblab.images import Batch, Source
+from perturblab.objectives import Clock, Loss, Objective
+from perturblab.runs import Diverged, Row, RunFolder
+from perturblab.schedules import Schedule
+from perturblab.signals import StopFlag
+from perturblab.sites import SteppedModel
+from perturblab.streams import seeded
+from perturblab.terminal import UserError, progress
+
+NEVER = 2**62  # "first step with a loss that is not finite" when there was none
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train: ``epochs`` at most, ``optimizer(parameters)``, learning rate ``lr(clock)``, forward precision.
+
+    ``checkpoint_every_s``: an epoch that ends sooner than this after the last checkpoint is not checkpointed (the
+    last epoch always is), and a longer one is in its middle; it bounds the work that a kill can lose.
+    """
+
+    epochs: int
+    optimizer: Callable[[Iterable[nn.Parameter]], Optimizer]
+    lr: Schedule
+    seed: int = 0
+    precision: str = "fp32"
+    compile: bool = False
+    checkpoint_every_s: float = 60.0
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What the rows so far ask for; ``stop`` ends training before the next epoch."""
+
+    stop: bool = False
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """A finished epoch: its ``number`` from 1, sample-weighted ``means`` of the objective's parts, the accuracy
+    ``accuracy_online`` (fraction; training mode, augmented, before each step's update), learning rate, ``seconds``."""
+
+    number: int
+    means: dict[str, float]
+    accuracy_online: float
+    lr: float
+    seconds: float
+
+
+@dataclass
+class _State:
+    """Everything that a checkpoint holds. ``step`` steps of ``epoch`` are done; sums are float64 on the device."""
+
+    model: SteppedModel
+    optimizer: Optimizer
+    epoch: int = 1
+    step: int = 0
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    first_bad: Tensor | None = None
+
+    def dump(self) -> bytes:
+        content = {
+            "epoch": self.epoch,
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "sums": self.sums,
+            "counts": self.counts,
+        }
+        # Through a buffer: torch.save(path) would write the file's name into its bytes.
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
+        return buffer.getvalue()
+
+    def load(self, data: bytes, device: torch.device) -> None:
+        content = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
+        self.model.load_state_dict(content["model"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.epoch, self.step = content["epoch"], content["step"]
+        self.sums, self.counts = content["sums"], content["counts"]
+
+    def start_epoch(self, epoch: int) -> None:
+        self.epoch, self.step, self.sums, self.counts = epoch, 0, {}, {}
+
+    def add(self, parts: dict[str, tuple[Tensor, int]]) -> None:
+        for name, (total, n) in parts.items():
+            total = total.detach().to(torch.float32 if total.device.type == "mps" else torch.float64)
+            self.sums[name] = self.sums[name] + total if name in self.sums else total
+            self.counts[name] = self.counts.get(name, 0) + n
+
+    def means(self) -> dict[str, float]:
+        return {name: float(total) / self.counts[name] for name, total in self.sums.items()}
+
+
+def fit(
+    run: RunFolder,
+    model: SteppedModel,
+    objective: Objective,
+    source: Source,
+    recipe: Recipe,
+    stop: StopFlag | None = None,
+    decide: Callable[[list[Row]], Decision] = lambda rows: Decision(),
+) -> Iterator[Epoch]:
+    """Train ``model`` in place, from the run's latest checkpoint if there is one, and yield each finished epoch.
+
+    Raises Diverged when a loss or weight is not finite (the last good checkpoint stays), Interrupted after a signal
+    (the state is saved), UserError when the folder cannot be written or its checkpoints are all damaged.
+    """
+    return _Fit(run, model, objective, source, recipe, stop or StopFlag(), decide).epochs()
+
+
+class _Fit:
+    """One call of ``fit``: the loop, and the little that its parts share."""
+
+    def __init__(
+        self,
+        run: RunFolder,
+        model: SteppedModel,
+        objective: Objective,
+        source: Source,
+        recipe: Recipe,
+        stop: StopFlag,
+        decide: Callable[[list[Row]], Decision],
+    ) -> None:
+        self.run, self.objective, self.source, self.recipe = run, objective, source, recipe
+        self.stop, self.decide = stop, decide
+        self.state = _State(model, recipe.optimizer(model.parameters()))
+        self.device = next(model.parameters()).device
+        self.saved_at = time.monotonic()
+        self.compute = torch.compile(self._loss) if recipe.compile else self._loss
+        has_dropout = any(isinstance(module, _DropoutNd) for module in model.modules())
+        self.randomness = self._dropout_stream if has_dropout else lambda: nullcontext()
+
+    def epochs(self) -> Iterator[Epoch]:
+        steps = self.source.steps()
+        self._resume()
+        with progress(self.run.path.name, self.recipe.epochs * steps, self._done(steps)) as advance:
+            while self.state.epoch <= self.recipe.epochs:
+                if self.state.step == 0 and self.decide(self.run.rows).stop:
+                    return
+                began = time.monotonic()
+                self._train_epoch(steps, advance)
+                self._end_epoch()
+                yield self._summary(time.monotonic() - began)
+                self.stop.check()
+                self.state.start_epoch(self.state.epoch + 1)
+
+    def _resume(self) -> None:
+        data = self.run.latest_checkpoint()
+        if data is not None:
+            try:
+                self.state.load(data, self.device)
+            except Exception as error:  # the bytes are those that were written: another model or format
+                raise UserError(
+                    f"the checkpoint in {self.run.path} does not fit this run ({first_line(error)}); "
+                    "remove that folder to start anew"
+                ) from None
+        self.run.drop_rows_from(self.state.epoch)
+
+    def _done(self, steps: int) -> int:
+        return (self.state.epoch - 1) * steps + self.state.step
+
+    def _train_epoch(self, steps: int, advance: Callable[..., None]) -> None:
+        state = self.state
+        state.model.train()
+        for batch in self.source.epoch(state.epoch, first_step=state.step):
+            self._train_step(batch, Clock(state.epoch, state.step, steps, self.recipe.epochs))
+            state.step += 1
+            advance(self._done(steps))
+            if self.stop or (self._due() and state.step < steps):
+                self._save()
+                self.stop.check()
+
+    def _train_step(self, batch: Batch, clock: Clock) -> None:
+        """Batch, forward, backward, update: what happens to the weights happens here and nowhere else."""
+        state = self.state
+        for group in state.optimizer.param_groups:
+            group["lr"] = self.recipe.lr(clock)
+        draws = self.objective.draw(batch, clock)
+        with self.randomness(), autocast(self.recipe.precision, self.device):
+            loss = self.compute(batch, draws)
+        state.optimizer.zero_grad(set_to_none=True)
+        loss.total.backward()
+        state.optimizer.step()
+        self._watch(loss.total, clock.step)
+        correct = (loss.logits.argmax(1) == batch.labels).sum()
+        state.add({**loss.parts, "accuracy_online": (correct, len(batch.labels))})
+
+    def _loss(self, batch: Batch, draws: dict[str, Tensor]) -> Loss:
+        return self.objective(self.state.model, batch, draws)
+
+    def _dropout_stream(self) -> AbstractContextManager[Any]:
+        return seeded(self.recipe.seed, "dropout", self.state.epoch, self.state.step)
+
+    def _watch(self, loss: Tensor, step: int) -> None:
+        """Remember on the device the first step whose loss is not finite: reading it here would stall a GPU."""
+        bad = torch.where(torch.isfinite(loss.detach()), NEVER, step)
+        self.state.first_bad = (
+            bad if self.state.first_bad is None else torch.minimum(self.state.first_bad, bad)
+        )
+
+    def _check_finite(self) -> None:
+        bad = self.state.first_bad
+        step = NEVER if bad is None else int(bad)
+        if step < NEVER:
+            self._diverged(f"the loss is not finite at epoch {self.state.epoch}, step {step + 1}")
+        if not all(bool(torch.isfinite(p).all()) for p in self.state.model.parameters()):
+            self._diverged(f"a weight is not finite in epoch {self.state.epoch}")
+
+    def _diverged(self, what: str) -> None:
+        kept = self.run.checkpoints()
+        last = f"the last good state is {kept[-1]}" if kept else "no state was saved before it"
+        raise Diverged(f"{what}: training diverged ({last}); try a lower --lr")
+
+    def _due(self) -> bool:
+        return time.monotonic() - self.saved_at >= self.recipe.checkpoint_every_s
+
+    def _end_epoch(self) -> None:
+        self._check_finite()
+        if self._due() or self.stop or self.state.epoch == self.recipe.epochs:
+            self._save()
+
+    def _save(self) -> None:
+        self._check_finite()
+        self.run.save_checkpoint(self.state.epoch, self.state.step, self.state.dump())
+        self.saved_at = time.monotonic()
+
+    def _summary(self, seconds: float) -> Epoch:
+        means = self.state.means()
+        accuracy = means.pop("accuracy_online")
+        return Epoch(self.state.epoch, means, accuracy, self.state.optimizer.param_groups[0]["lr"], seconds)
+
+
+def first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:200] if text else type(error).__name__
