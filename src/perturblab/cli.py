@@ -15,9 +15,10 @@ import click
 from pydantic.fields import FieldInfo
 
 from perturblab import __version__
-from perturblab.settings import Command, Settings, documented_flag, flags_of, nearest
+from perturblab.settings import Command, documented_flag, flags_of, nearest
 from perturblab.signals import INTERRUPTED, Interrupted
 from perturblab.studies import STUDIES
+from perturblab.sweep import SomeFailed
 from perturblab.terminal import UserError
 from perturblab.yamlfile import read_settings
 
@@ -205,6 +206,8 @@ def main(words: list[str] | None = None) -> None:
         )
     except UserError as error:
         code = complain(str(error))
+    except SomeFailed:
+        code = 1
     except click.NoSuchOption as error:
         close = list(error.possibilities or [])[:1]
         hint = f"; did you mean '{close[0]}'?" if close else "; see --help"

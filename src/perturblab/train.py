@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 from torch.optim import Optimizer
 
+from perturblab.checkpoints import to_bytes
 from perturblab.hardware import autocast
 from perturblab.images import Batch, Source
 from perturblab.objectives import Clock, Loss, Objective
@@ -92,10 +93,7 @@ class _State:
             "sums": self.sums,
             "counts": self.counts,
         }
-        # Through a buffer: torch.save(path) would write the file's name into its bytes.
-        buffer = io.BytesIO()
-        torch.save(content, buffer)
-        return buffer.getvalue()
+        return to_bytes(content)
 
     def load(self, data: bytes, device: torch.device) -> None:
         content = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
@@ -166,7 +164,9 @@ class _Fit:
                 began = time.monotonic()
                 self._train_epoch(steps, advance)
                 self._end_epoch()
-                yield self._summary(time.monotonic() - began)
+                summary = self._summary(time.monotonic() - began)
+                self.run.log_time(summary.number, summary.seconds)
+                yield summary
                 self.stop.check()
                 self.state.start_epoch(self.state.epoch + 1)
 

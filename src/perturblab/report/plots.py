@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,9 @@ from typing import Any
 import numpy as np
 from matplotlib import style
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from perturblab.files import write_atomic
 from perturblab.report.tables import Cell, write_csv
@@ -30,10 +33,14 @@ ORANGE, SKY, BLACK = "#E69F00", "#56B4E9", "#000000"
 PALETTE = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK)
 FIXED = {"vgg11": BLUE, "vgg13": VERMILION, "vgg16": GREEN, "vgg19": PURPLE, "vgg9": ORANGE}
 
+Colour = str | tuple[float, float, float]
 Dash = str | tuple[float, tuple[float, ...]]
+SHADES = {"baseline": 0.0, "masked": -0.5, "half-loss": 0.3}  # noisy curves hide dashes; shades stay visible
 DASHES: dict[str, Dash] = {"baseline": "-", "masked": (0, (5, 1.6)), "half-loss": (0, (1, 1.4))}
 MARKERS = ("", "^", "v", "s", "D", "P", "X")  # "": the first of several variants needs none
 BAND_NOTE = "thick: mean over seeds; band: ± 1 population standard deviation; thin: each seed"
+ONE_ROW = 42  # letters of legend that fit above a panel in one row
+WRAP = 46  # letters per line of a heading or label
 FEW_POINTS = 15  # so few are drawn as points too: they are measurements, not a curve
 
 LOOK: Any = [
@@ -49,7 +56,9 @@ LOOK: Any = [
         "grid.linewidth": 0.6,
         "legend.frameon": False,
         "legend.fontsize": 9,
-        "legend.handlelength": 2.8,
+        "legend.handlelength": 2.4,
+        "legend.columnspacing": 1.4,
+        "legend.borderaxespad": 0.2,
     },
 ]
 
@@ -62,13 +71,9 @@ class Line:
     x: Floats
     y: Floats
     seeds: tuple[int, ...]
-    colour: str = BLACK
+    colour: Colour = BLACK
     dash: Dash = "-"
     marker: str = ""
-
-    @property
-    def label(self) -> str:
-        return f"{self.name} (single seed)" if len(self.seeds) == 1 else f"{self.name} (n={len(self.seeds)})"
 
     @property
     def mean(self) -> Floats:
@@ -83,11 +88,42 @@ class Line:
 
 @dataclass(frozen=True)
 class Panel:
-    """Lines that share axes; ``levels`` are named horizontal references in the unit of y."""
+    """Lines that share axes; ``levels`` are named horizontal references in the unit of y.
+
+    ``counted``: whether the number of seeds is told, in the heading if all lines have equally many.
+    """
 
     title: str
     lines: tuple[Line, ...]
     levels: tuple[tuple[str, float], ...] = ()
+    counted: bool = True
+
+    @property
+    def _alike(self) -> bool:
+        return len({len(one.seeds) for one in self.lines}) == 1
+
+    @property
+    def heading(self) -> str:
+        return f"{self.title}, {_count(self.lines[0])}" if self.counted and self._alike else self.title
+
+    @property
+    def stacked(self) -> bool:
+        """Whether the legend needs a row or more per line."""
+        return sum(map(len, self.labels)) > ONE_ROW
+
+    @property
+    def legend_rows(self) -> int:
+        rows = sum(len(textwrap.wrap(label, WRAP)) for label in self.labels) if self.stacked else 1
+        return rows + len(textwrap.wrap(self.heading, WRAP))
+
+    @property
+    def labels(self) -> list[str]:
+        told = self.counted and not self._alike
+        return [f"{one.name} ({_count(one)})" if told else one.name for one in self.lines]
+
+
+def _count(one: Line) -> str:
+    return "single seed" if len(one.seeds) == 1 else f"n={len(one.seeds)} seeds"
 
 
 @dataclass(frozen=True)
@@ -99,6 +135,7 @@ class Axis:
     ylim: tuple[float | None, float | None] = (None, None)
     xlim: tuple[float | None, float | None] = (None, None)
     log: bool = False
+    whole: bool = False  # x counts something: no ticks between whole numbers
 
 
 def line(name: str, curves: Mapping[int, Curve], **look: Any) -> Line | None:
@@ -120,13 +157,21 @@ def colours(names: Sequence[str]) -> dict[str, str]:
     return {n: FIXED[n] for n in names if n in FIXED} | {n: free[i % len(free)] for i, n in enumerate(others)}
 
 
-def picture(title: str, panels: Sequence[Panel], axis: Axis) -> Figure:
-    """Panels side by side on common axes, each under its own legend."""
+def shade(colour: str, towards: float) -> tuple[float, float, float]:
+    """``colour`` mixed with black (``towards`` down to -1) or white (up to 1)."""
+    end = np.ones(3) if towards > 0 else np.zeros(3)
+    mixed = (1 - abs(towards)) * np.array(to_rgb(colour)) + abs(towards) * end
+    return float(mixed[0]), float(mixed[1]), float(mixed[2])
+
+
+def picture(title: str, panels: Sequence[Panel], axis: Axis, height: float = 3.0) -> Figure:
+    """Panels side by side on common axes, each under its own legend; ``height`` of one in inches."""
     columns = len(panels) if len(panels) < 3 else math.ceil(len(panels) / math.ceil(len(panels) / 3))
     columns = 2 if len(panels) == 4 else columns
     rows = math.ceil(len(panels) / columns)
     with style.context(LOOK):
-        size = (6.8 if columns == 1 else 4.6 * columns, 4.6 if rows == 1 else 4.1 * rows)
+        legend = 0.2 * max(panel.legend_rows for panel in panels)
+        size = (6.8 if columns == 1 else 4.8 * columns, 0.5 + (height + legend) * rows)
         figure = Figure(figsize=size, layout="constrained")
         grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
         for axes, panel in zip(grid.flat, panels, strict=False):
@@ -166,32 +211,40 @@ def _points(one: Line, seeds: Sequence[int]) -> list[list[Cell]]:
 
 
 def _draw_panel(axes: Axes, panel: Panel) -> None:
-    for one in panel.lines:
-        _draw_line(axes, one)
+    for i, (one, label) in enumerate(zip(panel.lines, panel.labels, strict=True)):
+        _draw_seeds(axes, one)
+        size = max(3.5, 6.5 - 1.5 * i)  # equal points stay visible, one within the other
+        _draw_mean(axes, one, textwrap.fill(label, WRAP), size)
     for name, level in panel.levels:
-        axes.axhline(level, color="0.35", linewidth=1, linestyle=(0, (1, 2)), label=name, zorder=1)
+        axes.axhline(level, color="0.35", linewidth=1, linestyle=(0, (1, 2)), zorder=1)
+        axes.annotate(
+            name, (1, level), (0, 2), xycoords=("axes fraction", "data"), textcoords="offset points",
+            ha="right", va="bottom", fontsize=8, color="0.35",
+        )  # fmt: skip
     # Above the axes, with the panel's name as its heading: it can never cover data.
     axes.legend(
-        title=panel.title, loc="lower left", bbox_to_anchor=(-0.02, 1.0), alignment="left",
-        title_fontproperties={"weight": "bold", "size": 10},
+        title=textwrap.fill(panel.heading, WRAP), loc="lower left", bbox_to_anchor=(-0.02, 1.0), alignment="left",
+        ncols=1 if panel.stacked else len(panel.lines), title_fontproperties={"weight": "bold", "size": 10},
     )  # fmt: skip
 
 
-def _draw_line(axes: Axes, one: Line) -> None:
-    """Each seed thin, then mean and band where all seeds are there."""
-    marker = one.marker or ("o" if one.x.size <= FEW_POINTS else "")
-    every = max(1, one.x.size // 12)
-    if len(one.seeds) > 1:
-        for y in one.y:
-            ok = np.isfinite(y)
-            axes.plot(one.x[ok], y[ok], color=one.colour, linewidth=0.6, alpha=0.35, zorder=2)
+def _draw_seeds(axes: Axes, one: Line) -> None:
+    """Each seed thin. A single one is its own mean."""
+    for y in one.y if len(one.seeds) > 1 else ():
+        ok = np.isfinite(y)
+        axes.plot(one.x[ok], y[ok], color=one.colour, linewidth=0.5, alpha=0.3, zorder=2)
+
+
+def _draw_mean(axes: Axes, one: Line, label: str, size: float) -> None:
+    """Mean and band, where all seeds are there."""
     ok = np.isfinite(one.mean)
     x, mean, sd = one.x[ok], one.mean[ok], one.sd[ok]
     if len(one.seeds) > 1:
         axes.fill_between(x, mean - sd, mean + sd, color=one.colour, alpha=0.13, linewidth=0, zorder=1)
     axes.plot(
-        x, mean, color=one.colour, linestyle=one.dash, linewidth=1.8, marker=marker, markersize=4,
-        markevery=every, label=one.label, zorder=3,
+        x, mean, color=one.colour, linestyle=one.dash, linewidth=1.5, label=label, zorder=3,
+        marker=one.marker or ("o" if x.size <= FEW_POINTS else ""), markersize=size, markeredgewidth=0,
+        markevery=max(1, x.size // 12),
     )  # fmt: skip
 
 
@@ -201,11 +254,16 @@ def _finish(figure: Figure, grid: Any, title: str, panels: Sequence[Panel], axis
         first.set_yscale("log")
     first.set_ylim(*axis.ylim)
     first.set_xlim(*axis.xlim)
+    if axis.whole:
+        low, high = first.get_xlim()
+        if high - low < 2:  # one epoch, or two: no fractions of them
+            first.set_xlim(math.ceil(low) - 0.5, math.floor(high) + 0.5)
+        first.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     for axes in grid.flat[max(0, len(panels) - grid.shape[1]) : len(panels)]:  # those with nothing below
         axes.set_xlabel(axis.x)
         axes.tick_params(labelbottom=True)
     for axes in grid[:, 0]:
-        axes.set_ylabel(axis.y)
-    figure.suptitle(title, fontsize=12)
+        axes.set_ylabel(f"{axis.y}, log scale" if axis.log else axis.y)
+    figure.suptitle(title, fontsize=12, x=0.01, horizontalalignment="left")
     if any(len(one.seeds) > 1 for panel in panels for one in panel.lines):
         figure.supxlabel(BAND_NOTE, fontsize=8, color="0.35")

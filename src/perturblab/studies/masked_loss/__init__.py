@@ -121,12 +121,10 @@ class Train(Training):
 
     def canonical(self) -> Train:
         """``auto`` is resolved; fields that a mode never reads are reset, so that they do not make two runs of one."""
-        unused = {
-            "baseline": ("n_masks", "lambda_max", "clamp", "site"),
-            "half-loss": ("n_masks", "clamp", "site"),
-            "masked": (),
-        }
-        return self.model_copy(update={name: type(self).default_of(name) for name in unused[self.mode]})
+        changes = {name: type(self).default_of(name) for name in UNUSED[self.mode]}
+        if self.augment == "auto":  # a flipped digit is another digit
+            changes["augment"] = "crop" if self.dataset in ("digits", "mnist") else "crop-flip"
+        return self.model_copy(update=changes)
 
     @property
     def name(self) -> str:

@@ -1,43 +1,53 @@
-"""The pictures, tables and the one-line verdict of masked-loss, from its documented result files."""
+"""The pictures of masked-loss, drawn from its documented result files; also its tables and its verdict."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from perturblab.report.plots import (
-    BLACK,
-    DASHES,
-    MARKERS,
-    ORANGE,
-    SKY,
-    Axis,
-    Curve,
-    Panel,
-    colours,
-    line,
-    picture,
-    save,
-)  # fmt: skip
+from perturblab.report import plots
+from perturblab.report.plots import Axis, Curve, Panel
+from perturblab.report.tables import show
+from perturblab.studies.masked_loss import Visualize
 from perturblab.studies.masked_loss.results import Group, Result, groups, read_results
 from perturblab.studies.masked_loss.summary import summary, verdict
 from perturblab.terminal import say
 
-__all__ = ["draw", "read_results", "summary", "verdict"]
+__all__ = ["draw", "draw_results", "read_results", "summary", "verdict", "visualize"]
 
-EPOCH = "epoch"
-CLASSES = {"cifar10": 10, "cifar100": 100, "mnist": 10, "digits": 10}
-LOSSES = {
-    "train_loss_full": ("intact network", BLACK),
-    "train_loss_masked": ("masked, mean over masks", ORANGE),
-    "train_loss_total": ("total, as minimised", SKY),
+CLASSES = {"cifar10": 10, "cifar100": 100, "mnist": 10, "fashion-mnist": 10, "digits": 10}
+LOSSES = {  # in the document's names and in colours that no documented architecture has
+    "train_loss_full": ("L_full", plots.BLACK),
+    "train_loss_masked": ("L_masked_avg", plots.ORANGE),
+    "train_loss_total": ("L_total", plots.SKY),
 }
-LOG_FROM = 50  # losses over more than this factor need a log axis to be read
+LOG_FROM = 20  # a linear axis hides the lesser of two losses that differ by more than this factor
 
-Drawing = tuple[str, str, list[Panel], Axis, str]
-"""File name, title, panels, axis, and what is said if no panel has data."""
+
+@dataclass(frozen=True)
+class Drawing:
+    """A picture before it is drawn; ``lacking`` says why there is none if no panel has data."""
+
+    name: str
+    title: str
+    panels: Sequence[Panel]
+    axis: Axis
+    lacking: str
+    height: float = 3.0
+
+
+def visualize(settings: Visualize) -> None:
+    """The command: draw the pictures, print tables and verdict. Raises UserError as ``read_results`` does."""
+    chosen = settings.architectures, settings.modes, settings.seeds
+    results = read_results(settings.results_dir, *chosen)
+    for path in draw_results(results, settings.plots_dir):
+        say(str(path))
+    for table in summary(results):
+        show(table)
+    say("\n" + verdict(results))
 
 
 def draw(
@@ -52,13 +62,18 @@ def draw(
 
     A picture without data is not drawn; one line says why. Raises UserError as ``read_results`` does.
     """
-    found = groups(read_results(results_dir, architectures, modes, seeds))
+    return draw_results(read_results(results_dir, architectures, modes, seeds), plots_dir, dpi)
+
+
+def draw_results(results: Sequence[Result], plots_dir: str | Path, dpi: int = 300) -> list[Path]:
+    """``draw`` for results that were read before."""
     written = []
-    for name, title, panels, axis, lacking in _drawings(found):
-        if panels:
-            written.append(save(picture(title, panels, axis), panels, Path(plots_dir) / name, dpi))
+    for d in _drawings(groups(results)):
+        if d.panels:
+            figure = plots.picture(d.title, d.panels, d.axis, d.height)
+            written.append(plots.save(figure, d.panels, Path(plots_dir) / d.name, dpi))
         else:
-            say(f"{name} not drawn: {lacking}")
+            say(f"{d.name} not drawn: {d.lacking}")
     return written
 
 
@@ -66,7 +81,7 @@ def _drawings(found: Sequence[Group]) -> list[Drawing]:
     return [
         _generalization_gap(found),
         _test_accuracy(found),
-        *(_loss_curves(found, arch) for arch in dict.fromkeys(g.arch for g in found)),
+        *(_loss_curves(found, arch) for arch in _architectures(found)),
         _lambda_schedule(found),
         _clamp_activity(found),
         _robustness(found),
@@ -74,88 +89,95 @@ def _drawings(found: Sequence[Group]) -> list[Drawing]:
 
 
 def _generalization_gap(found: Sequence[Group]) -> Drawing:
-    axis = Axis(EPOCH, "train - test accuracy (percentage points)")
     panels = _by_architecture(found, lambda run: _history(run, "gen_gap"))
-    return "generalization_gap.png", "Generalization gap", panels, axis, "no run records gen_gap"
+    axis = Axis("epoch", "train − test accuracy (points)", whole=True)
+    return Drawing("generalization_gap.png", "Generalization gap", panels, axis, "no run records gen_gap")
 
 
 def _test_accuracy(found: Sequence[Group]) -> Drawing:
     panels = _by_architecture(found, lambda run: _history(run, "test_acc"))
-    return (
-        "test_accuracy.png",
-        "Test accuracy",
-        panels,
-        Axis(EPOCH, "test accuracy (%)"),
-        "no run records test_acc",
-    )
+    axis = Axis("epoch", "test accuracy (%)", whole=True)
+    return Drawing("test_accuracy.png", "Test accuracy", panels, axis, "no run records test_acc")
 
 
 def _loss_curves(found: Sequence[Group], arch: str) -> Drawing:
+    """A panel per masked group of ``arch``: settings that differ have losses that cannot share an average."""
     panels = []
-    for group in _masked(found):
-        lines = [
-            line(name, {run.seed: _history(run, key) for run in group.runs}, colour=colour)
+    for group in (g for g in _masked(found) if g.arch == arch):
+        terms = [
+            plots.line(name, {run.seed: _history(run, key) for run in group.runs}, colour=colour)
             for key, (name, colour) in LOSSES.items()
         ]
-        if group.arch == arch and any(lines):
-            panels.append(Panel(group.label, tuple(one for one in lines if one)))
-    axis = Axis(EPOCH, "training loss (nats)", log=_needs_log(panels))
-    return f"loss_curves_{arch}.png", f"Training losses, {arch}", panels, axis, f"no masked run of {arch}"
+        if lines := tuple(term for term in terms if term):
+            panels.append(Panel(group.label, lines))
+    axis = Axis("epoch", "training loss (nats)", log=_needs_log(panels), whole=True)
+    title = f"Losses of masked training, {arch}"
+    return Drawing(
+        f"loss_curves_{arch}.png", title, panels, axis, f"no masked run of {arch} records its losses"
+    )
 
 
 def _lambda_schedule(found: Sequence[Group]) -> Drawing:
-    """Of the first architecture and seed, as documented: lambda depends on the settings only."""
+    """Of the first architecture and seed, as documented: lambda depends on the settings alone."""
     panels = []
     for group in _masked(found)[:1]:
         run = group.runs[0]
-        one = line(
-            f"{group.arm_label}, seed {run.seed}", {run.seed: _history(run, "lambda")}, **_look(group, found)
-        )
-        panels = [Panel(group.arch, (one,))] if one else []
-    axis = Axis(EPOCH, "lambda, the weight of the masked loss", ylim=(0, None))
-    return "lambda_schedule.png", "Lambda warm-up", panels, axis, "no masked run"
+        if one := plots.line("lambda", {run.seed: _history(run, "lambda")}, **_look(group, found)):
+            panels.append(Panel(f"{group.label}, seed {run.seed}", (one,), counted=False))
+    axis = Axis("epoch", "lambda, weight of the masked loss", ylim=(0, None), whole=True)
+    return Drawing("lambda_schedule.png", "Lambda schedule", panels, axis, "no masked run records lambda")
 
 
 def _clamp_activity(found: Sequence[Group]) -> Drawing:
     panels = _by_architecture(_masked(found), lambda run: _history(run, "clamp_active_fraction"))
-    axis = Axis(EPOCH, "fraction of steps with the clamp active", ylim=(-0.03, 1.03))
+    axis = Axis("epoch", "fraction of steps", ylim=(-0.04, 1.04), whole=True)
     lacking = "no masked run records clamp_active_fraction"
-    return "clamp_activity.png", "How often the clamp cuts off the masked loss", panels, axis, lacking
+    return Drawing(
+        "clamp_activity.png", "Steps in which the clamp was active", panels, axis, lacking, height=2.0
+    )
 
 
 def _robustness(found: Sequence[Group]) -> Drawing:
-    panels = [
-        Panel(panel.title, panel.lines, _chance(found, panel.title))
-        for panel in _by_architecture(found, _kept)
-    ]
+    lines = _by_architecture(found, _kept)
+    panels = [Panel(panel.title, panel.lines, _chance(found, panel.title)) for panel in lines]
     axis = Axis(
-        "fraction of hidden units kept (1 = intact)", "test accuracy (%)", ylim=(0, 100), xlim=(0, 1.02)
+        "fraction of hidden units kept (1: intact)", "test accuracy (%)", ylim=(0, 100), xlim=(0, 1.02)
     )
     title = "Test accuracy with hidden units removed at random"
-    return "robustness.png", title, panels, axis, "no run records robustness"
+    return Drawing("robustness.png", title, panels, axis, "no run records robustness")
 
 
 def _by_architecture(found: Sequence[Group], curve: Callable[[Result], Curve]) -> list[Panel]:
     """One panel per architecture that has data, one line per group."""
     panels = []
-    for arch in dict.fromkeys(g.arch for g in found):
+    for arch in _architectures(found):
         own = [g for g in found if g.arch == arch]
-        lines = [line(g.arm_label, {r.seed: curve(r) for r in g.runs}, **_look(g, found)) for g in own]
-        if any(lines):
-            panels.append(Panel(arch, tuple(one for one in lines if one)))
+        drawn = [plots.line(g.arm_label, {r.seed: curve(r) for r in g.runs}, **_look(g, found)) for g in own]
+        if lines := tuple(one for one in drawn if one):
+            panels.append(Panel(arch, lines))
     return panels
 
 
+def _architectures(found: Sequence[Group]) -> list[str]:
+    return list(dict.fromkeys(g.arch for g in found))
+
+
+def _masked(found: Sequence[Group]) -> list[Group]:
+    return [g for g in found if g.mode == "masked"]
+
+
 def _look(group: Group, found: Sequence[Group]) -> dict[str, object]:
+    colour = plots.colours(_architectures(found))[group.arch]
     return {
-        "colour": colours([g.arch for g in found])[group.arch],
-        "dash": DASHES[group.mode],
-        "marker": MARKERS[group.order % len(MARKERS)],
+        "colour": plots.shade(colour, plots.SHADES[group.mode]),
+        "dash": plots.DASHES[group.mode],
+        "marker": plots.MARKERS[group.order % len(plots.MARKERS)],
     }
 
 
 def _history(run: Result, key: str) -> Curve:
-    return run.history["epoch"], run.history.get(key, np.full(run.history["epoch"].shape, np.nan))
+    epoch = run.history["epoch"]
+    return epoch, run.history.get(key, np.full(epoch.shape, np.nan))
 
 
 def _kept(run: Result) -> Curve:
@@ -167,22 +189,17 @@ def _kept(run: Result) -> Curve:
     return x, [*run.robustness.test_acc[below], run.robustness.intact]
 
 
-def _masked(found: Iterable[Group]) -> list[Group]:
-    return [g for g in found if g.mode == "masked"]
-
-
 def _chance(found: Sequence[Group], arch: str) -> tuple[tuple[str, float], ...]:
     """The accuracy of guessing, in percent, if all runs of ``arch`` are known to have the same classes."""
-    datasets = {
-        str(run.settings["dataset"]).partition(":")[0] for g in found if g.arch == arch for run in g.runs
-    }
-    classes = {CLASSES.get(name) for name in datasets}
+    datasets = {run.settings["dataset"] for g in found if g.arch == arch for run in g.runs}
+    classes = {CLASSES.get(str(name)) for name in datasets}
     known = classes.pop() if len(classes) == 1 else None
-    return ((f"chance ({known} classes)", 100 / known),) if known else ()
+    return (("chance", 100 / known),) if known else ()
 
 
 def _needs_log(panels: Sequence[Panel]) -> bool:
-    """Whether all means are positive and range over a large factor."""
-    means = [one.y[np.isfinite(one.y)] for panel in panels for one in panel.lines]
-    values = np.concatenate(means) if means else np.ones(1)
+    """Whether all losses are positive and range over a large factor."""
+    values = np.concatenate(
+        [one.y[np.isfinite(one.y)] for panel in panels for one in panel.lines] or [np.ones(1)]
+    )
     return bool(values.min() > 0 and values.max() > LOG_FROM * values.min())

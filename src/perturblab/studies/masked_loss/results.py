@@ -30,10 +30,14 @@ NEWER_CURVES = ("clamp_active_fraction", "train_acc_clean", "train_acc_online")
 FINALS = ("final_train_acc", "final_test_acc", "final_gen_gap")
 # What a baseline and a masked run must share to be compared, and what else sets runs of one arm apart.
 SHARED = (
-    "script", "dataset", "epochs", "batch_size", "lr", "momentum", "weight_decay", "width", "precision",
+    "script", "dataset", "normalize", "augment", "epochs", "batch_size", "lr", "momentum", "weight_decay",
+    "width", "precision",
 )  # fmt: skip
 SETTINGS = (*SHARED, "n_masks", "lambda_max", "clamp", "site", "suffix")
-MAKES_ONE = "python -m perturblab masked-loss train --arch vgg11 --mode masked --seed 0"
+MAKES_THEM = (
+    "`perturblab masked-loss train --arch vgg11 --mode masked --seed 0` makes one, "
+    "`perturblab masked-loss sweep` the document's 24"
+)
 
 
 @dataclass(frozen=True)
@@ -105,11 +109,11 @@ def read_results(
     modes = [m.replace("_", "-") for m in modes] if modes else None
     found = [(path, m) for path in sorted(folder.glob("*.json")) if (m := NAME.fullmatch(path.name))]
     if not found:
-        raise UserError(f"no result files in {folder}: `{MAKES_ONE}` makes one")
+        raise UserError(f"no result files in {folder}: {MAKES_THEM}")
     named = [(path, m["arch"], m["mode"].replace("_", "-"), int(m["seed"]), m["suffix"]) for path, m in found]
     wanted = [
         n for n in named
-        if (not architectures or n[1] in architectures) and (not modes or n[2] in modes) and (seeds is None or n[3] in seeds)
+        if (not architectures or n[1] in architectures) and (not modes or n[2] in modes) and (not seeds or n[3] in seeds)
     ]  # fmt: skip
     _mention_missing(folder, named, wanted, (architectures, modes, seeds))
     results = sorted((_read(*n) for n in wanted), key=_order(architectures))
@@ -185,15 +189,14 @@ def _refuse_twins(group: Group) -> None:
 def _warn_of_mixtures(results: Sequence[Result]) -> None:
     for arm in dict.fromkeys(run.arm for run in results):
         settings = [run.settings for run in results if run.arm == arm]
-        if apart := differing(settings):
-            values = "; ".join(
-                f"{k}: {', '.join(dict.fromkeys(_shown(s[k]) for s in settings))}" for k in apart
-            )
+        apart = differing(settings)
+        if (
+            "script" in apart
+        ):  # the original scripts record less: what they leave out is no further difference
+            apart = [k for k in apart if all(s[k] is not None for s in settings)]
+        if apart:
+            values = "; ".join(f"{k}: {', '.join(dict.fromkeys(str(s[k]) for s in settings))}" for k in apart)
             warn(f"{arm[0]} {arm[1]}: the runs differ in {values}; they are kept apart")
-
-
-def _shown(value: Any) -> str:
-    return "not recorded" if value is None else str(value)
 
 
 def _read(path: Path, arch: str, mode: str, seed: int, suffix: str | None) -> Result:

@@ -110,7 +110,10 @@ def _comparisons(found: Sequence[Group]) -> tuple[list[Comparison], list[str]]:
 def _obstacle(c: Comparison) -> str:
     """Why the two arms cannot be compared; empty if they can."""
     settings = [c.left.runs[0].settings, c.right.runs[0].settings]
-    if apart := differing(settings, SHARED):
+    apart = differing(settings, SHARED)
+    if "script" in apart:
+        return "one was made by the original scripts"
+    if apart:
         return "they differ in " + ", ".join(f"{k} ({settings[0][k]}, {settings[1][k]})" for k in apart)
     common = c.left.finals("final_test_acc").keys() & c.right.finals("final_test_acc").keys()
     return "" if common else "they have no seed in common"

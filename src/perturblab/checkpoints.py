@@ -1,0 +1,74 @@
+"""Checkpoint files that a user brings or takes away: tensors and plain values only, nothing is ever executed."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from perturblab.terminal import UserError
+
+
+def to_bytes(content: dict[str, Any]) -> bytes:
+    """``torch.save`` through a buffer: saved to a path, the file's name would stand in its bytes."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+def to_cpu(content: Any) -> Any:
+    """The same nested dicts and lists with every tensor on the CPU, so that the file loads on any machine."""
+    if isinstance(content, Tensor):
+        return content.cpu()
+    if isinstance(content, dict):
+        return {key: to_cpu(value) for key, value in content.items()}
+    return [to_cpu(value) for value in content] if isinstance(content, list) else content
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """The dictionary in a ``.pt`` file, on the CPU. UserError if it is missing, damaged or wants to run code."""
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    try:
+        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "Unsupported" in str(error) or "WeightsUnpickler" in str(error) or "GLOBAL" in str(error):
+            raise UserError(
+                f"{path} holds more than tensors and plain values; refused, nothing was run"
+            ) from None
+        raise UserError(f"{path} is damaged or is no checkpoint") from None
+    except Exception:
+        raise UserError(f"{path} is damaged or is no checkpoint") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__}, not a checkpoint's dictionary")
+    return content
+
+
+def load_weights(model: nn.Module, weights: dict[str, Tensor], path: str | Path) -> None:
+    """Load a state_dict into ``model``; UserError names the keys and shapes that differ."""
+    own = model.state_dict()
+    missing = sorted(own.keys() - weights.keys())
+    extra = sorted(weights.keys() - own.keys())
+    shapes = [k for k in own.keys() & weights.keys() if _shape(own[k]) != _shape(weights[k])]
+    if missing or extra or shapes:
+        told = [
+            f"{what} {names[0]}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+            for what, names in (
+                ("lacks", missing),
+                ("has an unknown", extra),
+                ("has another shape at", shapes),
+            )
+            if names
+        ]
+        raise UserError(f"{path} is a checkpoint of another network: it {', '.join(told)}")
+    model.load_state_dict(weights)
+
+
+def _shape(value: Any) -> Any:
+    return tuple(value.shape) if isinstance(value, Tensor) else None

@@ -1,0 +1,1 @@
+"""Questions put to a trained network. A probe yields rows; it prints nothing and averages nothing."""

@@ -1,0 +1,51 @@
+"""Measure a checkpoint that a user brings: ours, or one of the original scripts."""
+
+from __future__ import annotations
+
+from statistics import fmean
+from typing import Any
+
+from perturblab import hardware
+from perturblab.checkpoints import load_weights, read_checkpoint
+from perturblab.measure import score
+from perturblab.models import MODELS
+from perturblab.probes.robustness import robustness
+from perturblab.signals import stop_on_signals
+from perturblab.studies.masked_loss import Evaluate
+from perturblab.studies.masked_loss.run import load_images
+from perturblab.terminal import UserError, say
+
+
+def evaluate(s: Evaluate) -> None:
+    """Print test loss and accuracy, and the accuracy left when only a fraction of the hidden units is kept."""
+    weights, arch = read(s)
+    device = hardware.pick_device(s.device)
+    hardware.set_up("fp32", 0)
+    test_set = load_images(s)[1].to(device)
+    images = test_set.images
+    model = MODELS[arch](
+        classes=len(test_set.classes), channels=images.shape[1], width=s.width, size=images.shape[-1]
+    )
+    load_weights(model, weights, s.checkpoint)
+    model.to(device)
+    whole = score(model, test_set)
+    say(
+        f"{arch} from {s.checkpoint}: test accuracy {100 * whole.accuracy:.2f} %, loss {whole.loss:.4f}, n {whole.n}"
+    )
+    say("kept hidden units  test accuracy (mean of random subsets, zeroed, not rescaled)")
+    with stop_on_signals() as stop:
+        left: dict[float, list[float]] = {}
+        for row in robustness(model, test_set, seed=s.seed, n_masks=s.robustness_masks, stop=stop):
+            left.setdefault(row["kept_fraction"], []).append(row["accuracy"])
+    for fraction, accuracies in left.items():
+        say(f"{fraction:17.0%}  {100 * fmean(accuracies):.2f} %")
+
+
+def read(s: Evaluate) -> tuple[dict[str, Any], str]:
+    """The state_dict in the checkpoint and the architecture that it or the command line names."""
+    content = read_checkpoint(s.checkpoint)
+    weights = content.get("model_state_dict", content)
+    arch = s.arch or content.get("arch")
+    if not isinstance(weights, dict) or arch not in MODELS:
+        raise UserError(f"{s.checkpoint} does not say its architecture; give --arch {'|'.join(MODELS)}")
+    return weights, str(arch)

@@ -1,0 +1,81 @@
+"""The runs of a grid: which are done, which are missing, and doing the missing ones."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from perturblab.launch import Cell, Outcome
+from perturblab.launch.local import run_cells
+from perturblab.runs import RunFolder
+from perturblab.signals import stop_on_signals
+from perturblab.terminal import duration, progress, say
+
+
+class SomeFailed(Exception):
+    """Runs of a sweep failed: exit code 1. The table has told which."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Cells of a grid with the run folder of each."""
+
+    cells: Sequence[Cell]
+    folder: Callable[[Cell], RunFolder]
+
+    def missing(self) -> list[Cell]:
+        """Cells whose run is not done, in order."""
+        return [cell for cell in self.cells if not self.folder(cell).done]
+
+    def log(self, cell: Cell) -> Path:
+        """Where a cell's output goes when several run at a time."""
+        return self.folder(cell).path / "log.txt"
+
+
+def run_plan(plan: Plan, jobs: int) -> list[Outcome]:
+    """Run what is missing, ``jobs`` at a time, going on after failures; an outcome per cell, in order.
+
+    One at a time shows each run's own progress; several show one bar over the runs, output in their log files.
+    """
+    missing = plan.missing()
+    done = len(plan.cells) - len(missing)
+    if done:
+        say(f"{done} of {len(plan.cells)} runs are done already")
+    if jobs == 1:
+        return _merge(plan, _one_by_one(plan, missing))
+    return _merge(plan, _side_by_side(plan, missing, jobs))
+
+
+def _one_by_one(plan: Plan, missing: list[Cell]) -> list[Outcome]:
+    with stop_on_signals() as stop:
+        return run_cells(missing, lambda cell: None, 1, stop, lambda outcome: None)
+
+
+def _side_by_side(plan: Plan, missing: list[Cell], jobs: int) -> list[Outcome]:
+    ended = Counter[str]()
+    with stop_on_signals() as stop, progress("runs", len(missing)) as advance:
+
+        def tell(outcome: Outcome) -> None:
+            ended[outcome.status] += 1
+            advance(ended.total(), f"{outcome.cell.name} {outcome.status} in {duration(outcome.seconds)}")
+
+        return run_cells(missing, plan.log, jobs, stop, tell)
+
+
+def _merge(plan: Plan, outcomes: list[Outcome]) -> list[Outcome]:
+    by_name = {outcome.cell.name: outcome for outcome in outcomes}
+    return [by_name.get(cell.name, Outcome(cell, "skipped", reason="done before")) for cell in plan.cells]
+
+
+def explain_failures(plan: Plan, outcomes: Sequence[Outcome]) -> None:
+    """Say which runs failed and why, and raise SomeFailed if any did."""
+    failed = [outcome for outcome in outcomes if outcome.status in ("failed", "not started")]
+    for outcome in failed:
+        folder = plan.folder(outcome.cell)
+        reason = folder.failure() if (folder.path / "failure.json").exists() else outcome.reason
+        say(f"{outcome.cell.name} {outcome.status}: {reason}")
+    if failed:
+        say(f"{len(failed)} of {len(outcomes)} runs failed; the same command runs only what is missing")
+        raise SomeFailed
