@@ -14,8 +14,8 @@ from typing import Any, get_args, get_origin
 import click
 from pydantic.fields import FieldInfo
 
-from perturblab import __version__
-from perturblab.settings import Command, documented_flag, flags_of, nearest
+from perturblab import __version__, quickstart
+from perturblab.settings import Command, choices_of, documented_flag, flags_of, nearest
 from perturblab.signals import INTERRUPTED, Interrupted
 from perturblab.studies import STUDIES
 from perturblab.sweep import SomeFailed
@@ -67,11 +67,11 @@ def resolve(group: click.Group, do: Callable[..., Any], ctx: click.Context, args
 
 def study_group(name: str) -> click.Group:
     module = import_module(STUDIES[name])
-    first_line = (module.__doc__ or "").strip().splitlines()[0]
-    group = Commands(
-        name, help=module.__doc__ and "\b\n" + module.__doc__.strip().replace("\n\n", "\n\n\b\n")
-    )
-    group.short_help = first_line.partition(": ")[2]
+    paragraphs = (module.__doc__ or "").strip().replace("``", "").split("\n\n")
+    # \b keeps the lines of an indented block as they are; click fits the others to the window.
+    text = "\n\n".join(f"\b\n{p}" if p.startswith(" ") else p for p in paragraphs)
+    question = paragraphs[0].partition(": ")[2]
+    group = Commands(name, help=text, short_help=question[:1].upper() + question[1:])
     for word, command in module.COMMANDS.items():
         group.add_command(click_command(word, command))
     return group
@@ -91,8 +91,11 @@ def click_command(name: str, command: Command) -> click.Command:
     fields = sorted(cls.model_fields.items(), key=lambda item: not item[1].is_required())
     params: list[click.Parameter] = [option(field, info) for field, info in fields]
     params.append(click.Option(["--config"], metavar="FILE", help="YAML file: study, fixed settings, axes."))
-    help = (cls.__doc__ or "").strip()
-    return click.Command(name, callback=call, params=params, help=help, context_settings=CONTEXT)
+    help = (cls.__doc__ or "").strip().replace("``", "")
+    first = help.partition("\n\n")[0]
+    return click.Command(
+        name, callback=call, params=params, help=help, short_help=first, context_settings=CONTEXT
+    )
 
 
 def option(field: str, info: FieldInfo) -> click.Option:
@@ -128,7 +131,7 @@ def is_list(info: FieldInfo) -> bool:
 
 def metavar(info: FieldInfo) -> str:
     inner = get_args(info.annotation)[0] if is_list(info) else info.annotation
-    words = [value for value in get_args(inner) if isinstance(value, str)]
+    words = choices_of(info.annotation)
     if words:
         return "|".join(words) + (" ..." if is_list(info) else "")
     if inner is bool:
@@ -152,20 +155,26 @@ def help_line(info: FieldInfo) -> str:
 def spread_lists(words: list[str], lists: set[str]) -> list[str]:
     """``--seeds 0 1 2`` and ``--seeds 0,1,2`` become ``--seeds 0 --seeds 1 --seeds 2``."""
     result: list[str] = []
-    current = ""
-    for word in words:
-        head, equals, value = word.partition("=")
-        if word.startswith("-") and not _is_number(word):
-            current = normalise(head) if normalise(head) in lists else ""
-            if current and equals:
-                result += [w for v in value.split(",") if v for w in (current, v)]
-            elif not current:
+    flag, values = "", list[str]()
+    for word in [*words, END]:
+        if word != END and (not word.startswith("-") or _is_number(word)):
+            if flag:
+                values += word.split(",")
+            else:
                 result.append(word)
-        elif current:
-            result += [w for v in word.split(",") if v for w in (current, v)]
-        else:
+            continue
+        found = [value.strip() for value in values if value.strip()]
+        if flag and not found:
+            raise UserError(f"{flag} needs one or more values")
+        result += [w for value in found for w in (flag, value)]
+        head, equals, value = word.partition("=")
+        flag, values = (head, value.split(",")) if normalise(head) in lists else ("", [])
+        if not flag and word != END:
             result.append(word)
     return result
+
+
+END = "-- end of words --"
 
 
 def _is_number(word: str) -> bool:
@@ -178,9 +187,12 @@ def _is_number(word: str) -> bool:
 
 def list_flags(words: list[str]) -> set[str]:
     """The flags of the named command that take several values."""
-    if len(words) < 2 or words[0] not in STUDIES:
+    if words[:1] == ["quickstart"]:
+        command = quickstart.COMMAND
+    elif len(words) > 1 and words[0] in STUDIES:
+        command = import_module(STUDIES[words[0]]).COMMANDS.get(words[1])
+    else:
         return set()
-    command = import_module(STUDIES[words[0]]).COMMANDS.get(words[1])
     if command is None:
         return set()
     fields = command.settings.model_fields.items()
@@ -195,6 +207,9 @@ def perturblab() -> None:
     Each study is a command with sub-commands; `perturblab STUDY COMMAND --help` shows its flags. `perturblab
     quickstart` trains three small networks per mode on bundled digits in under a minute.
     """
+
+
+perturblab.add_command(click_command("quickstart", quickstart.COMMAND))
 
 
 def main(words: list[str] | None = None) -> None:

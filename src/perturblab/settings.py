@@ -9,11 +9,12 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self, get_args, get_origin
+from typing import Any, ClassVar, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 
 from perturblab.terminal import UserError
@@ -39,6 +40,14 @@ class Settings(BaseModel):
     command: ClassVar[str] = ""
     axes: ClassVar[Mapping[str, str]] = {}  # axis of a YAML grid -> the list field that holds its values
     version: ClassVar[int] = 1  # raise it when the same settings would compute something else
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, about: ValidationInfo) -> Any:
+        """pydantic takes True for 1; ``seed: true`` in a file is a slip."""
+        if isinstance(value, bool) and cls.model_fields[about.field_name or ""].annotation in (int, float):
+            return str(value)
+        return value
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> Self:
@@ -67,8 +76,8 @@ class Settings(BaseModel):
         run = self.canonical()
         return {
             name: value
-            for name, value in run.model_dump(mode="json").items()
-            if not is_where(type(run).model_fields[name]) and value != type(run).default_of(name)
+            for name, value in run.model_dump(mode="json", include=run.not_default()).items()
+            if not is_where(type(run).model_fields[name])
         }
 
     @property
@@ -78,16 +87,24 @@ class Settings(BaseModel):
         return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:10]
 
     @classmethod
+    def names(cls) -> list[str]:
+        """Every documented name of every field, with ``_``, as a file may spell it."""
+        aliases = [n.lstrip("-").replace("-", "_") for i in cls.model_fields.values() for n in flags_of(i)]
+        return list(dict.fromkeys([*cls.model_fields, *aliases]))
+
+    @classmethod
     def default_of(cls, name: str) -> Any:
         info = cls.model_fields[name]
         return object() if info.is_required() else info.get_default(call_default_factory=True)
 
+    def not_default(self) -> set[str]:
+        return {name for name in type(self).model_fields if getattr(self, name) != self.default_of(name)}
+
     def arguments(self) -> list[str]:
         """The command line, without the program, that gives these settings again: only what is not default."""
-        words = [self.study, self.command]
-        for name, value in self.model_dump(mode="json").items():
-            if value != type(self).default_of(name):
-                words += [documented_flag(name, type(self).model_fields[name]), *as_words(value)]
+        words = [word for word in (self.study, self.command) if word]
+        for name, value in self.model_dump(mode="json", include=self.not_default()).items():
+            words += [documented_flag(name, type(self).model_fields[name]), *as_words(value)]
         return words
 
 
@@ -112,10 +129,9 @@ def documented_flag(name: str, info: FieldInfo) -> str:
 
 
 def choices_of(annotation: Any) -> list[str]:
-    """The values of a ``Literal``, also inside a tuple or list; empty for other types."""
-    if get_origin(annotation) in (tuple, list):
-        return choices_of(get_args(annotation)[0])
-    return [v for v in get_args(annotation) if isinstance(v, str)] if get_args(annotation) else []
+    """The values of a ``Literal``, also inside a tuple, a list or an optional; empty for other types."""
+    inner = get_args(annotation)
+    return [word for a in inner for word in ([a] if isinstance(a, str) else choices_of(a))]
 
 
 def nearest(word: str, names: Iterable[str]) -> str:
@@ -132,17 +148,46 @@ def explain(cls: type[Settings], error: ValidationError) -> str:
     if name not in cls.model_fields:
         return str(problem["msg"]).removeprefix("Value error, ")
     info = cls.model_fields[name]
-    given, label = problem.get("input"), documented_flag(name, info)
+    given, label = shown(problem.get("input")), documented_flag(name, info)
     if problem["type"] == "missing":
         choices = choices_of(info.annotation)
         return f"{label} is required" + (f": one of {', '.join(choices)}" if choices else "")
     if problem["type"] == "literal_error":
         choices = choices_of(info.annotation)
-        hint = difflib.get_close_matches(str(given), choices, n=1, cutoff=0.4)
+        hint = difflib.get_close_matches(given, choices, n=1, cutoff=0.4)
         meant = f"; did you mean '{hint[0]}'?" if hint else ""
         return f"{label} '{given}' is not one of {', '.join(choices)}{meant}"
-    message = str(problem["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
-    return f"{label} {given} is refused: it must be {message}"
+    if problem["type"] == "value_error":
+        return f"{label} {given} is refused: {str(problem['msg']).removeprefix('Value error, ')}"
+    wanted = "a list" if problem["type"] == "tuple_type" else in_words(info)
+    return f"{label} {given} is refused: it must be {wanted}"
+
+
+KINDS = {int: "a whole number", float: "a finite number", bool: "True or False", str: "text"}
+LIMITS = {"ge": "{} or more", "gt": "more than {}", "le": "at most {}", "lt": "less than {}"}
+
+
+def in_words(info: FieldInfo) -> str:
+    """What a field takes: ``"a finite number, more than 0 and at most 8"``."""
+    args = [info.annotation, *get_args(info.annotation)]
+    kind = next((KINDS[a] for a in args if a in KINDS), "a value of another kind")
+    limits = [
+        text.format(getattr(m, name))
+        for m in info.metadata
+        for name, text in LIMITS.items()
+        if hasattr(m, name)
+    ]
+    return ", ".join([kind, *([" and ".join(limits)] if limits else [])])
+
+
+def shown(value: Any) -> str:
+    """A given value in a message, cut where it is long."""
+    text = value if isinstance(value, str) and value else _short.repr(value)
+    return text if len(text) <= 60 else text[:60] + "..."
+
+
+_short = reprlib.Repr()
+_short.maxlevel = 2
 
 
 @dataclass(frozen=True)

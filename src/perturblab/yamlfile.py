@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
-from perturblab.settings import Settings, nearest
+from perturblab.settings import Settings, nearest, shown
 from perturblab.terminal import UserError
 
 
@@ -19,7 +19,20 @@ class _Mapping(dict[str, Any]):
 
 
 class _Loader(yaml.SafeLoader):
-    pass
+    """YAML 1.2's plain scalars: null, true, false, decimal numbers (``1e-3`` too), else text. No dates, no
+    octal ``010``, no tags that build objects, no aliases (a few lines of them can stand for gigabytes)."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+    yaml_constructors: ClassVar[dict[Any, Any]] = {
+        tag: yaml.SafeLoader.yaml_constructors[tag]
+        for tag in (None, *(f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "float", "str", "seq")))
+    }
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.MarkedYAMLError(problem="aliases (*name) are not read here", problem_mark=mark)
+        return super().compose_node(parent, index)
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> _Mapping:
@@ -37,13 +50,19 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> _Mapping:
     return result
 
 
+def _whole_number(loader: _Loader, node: yaml.ScalarNode) -> int:
+    return int(str(loader.construct_scalar(node)))
+
+
 _Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
-# YAML 1.1 wants a dot and a sign in "1.0e-3"; people write 1e-3 and mean a number.
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$|[-+]?\.\d+([eE][-+]?\d+)?$|[-+]?\d[\d_]*\.\d*$"),
-    list("-+0123456789."),
-)
+_Loader.add_constructor("tag:yaml.org,2002:int", _whole_number)
+for _kind, _pattern, _first in (
+    ("null", r"(~|null|Null|NULL|)$", ["~", "n", "N", ""]),
+    ("bool", r"(true|True|TRUE|false|False|FALSE)$", list("tTfF")),
+    ("int", r"[-+]?\d+$", list("-+0123456789")),
+    ("float", r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$", list("-+0123456789.")),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(_pattern, re.ASCII), _first)
 
 
 def read_yaml(path: str | Path) -> _Mapping:
@@ -62,8 +81,11 @@ def read_yaml(path: str | Path) -> _Mapping:
         ) from None
     except RecursionError:
         raise UserError(f"{path}: nested too deeply") from None
+    except (ValueError, LookupError) as error:  # a number of 10,000 digits, !!int of a word
+        raise UserError(f"{path}: a value cannot be read: {error}") from None
     if not isinstance(content, _Mapping):
-        raise UserError(f"{path}: expected 'key: value' lines, found {type(content).__name__}")
+        found = "nothing" if content is None else type(content).__name__
+        raise UserError(f"{path}: expected 'key: value' lines, found {found}")
     return content
 
 
@@ -89,18 +111,29 @@ def check_keys(path: str | Path, content: _Mapping, allowed: list[str]) -> None:
 def read_settings(path: str | Path, cls: type[Settings]) -> dict[str, Any]:
     """The settings of a ``{study, fixed: {...}, axes: {...}}`` file for the command ``cls``, as a dictionary.
 
-    An axis (``seed: [0, 1]``) sets the list field that ``cls.axes`` names for it. Raises UserError, with the line,
-    for another study, an unknown key, or axes in a command that runs once.
+    Keys are a field's documented names in any spelling. An axis (``seed: [0, 1]``) sets the list field that
+    ``cls.axes`` names for it. Raises UserError, with the line, for another study, a key that is unknown or stands
+    twice, or axes in a command that runs once.
     """
     content = read_yaml(path)
     check_keys(path, content, ["study", "fixed", "axes"])
-    study = content.get("study", cls.study)
-    if study != cls.study:
+    expected = cls.study or cls.command
+    study = content.get("study", expected)
+    if str(study).replace("_", "-") != expected:
         raise UserError(
-            f"{path}, line {content.lines['study']}: this is a file for '{study}', not {cls.study}"
+            f"{path}, line {content.lines['study']}: this is a file for '{shown(study)}', not {expected}"
         )
     fixed, axes = section(path, content, "fixed"), section(path, content, "axes")
-    check_keys(path, fixed, list(cls.model_fields))
+    if axes and not cls.axes:
+        where = f"{path}, line {content.lines['axes']}"
+        raise UserError(f"{where}: '{cls.command}' takes no axes; give each value under 'fixed'")
+    check_keys(path, fixed, cls.names())
     check_keys(path, axes, list(cls.axes))
-    values = {key.replace("-", "_"): value for key, value in fixed.items()}
-    return values | {cls.axes[axis]: value for axis, value in axes.items()}
+    values: dict[str, Any] = {}
+    for group, field_of in ((fixed, cls.field_for), (axes, cls.axes.__getitem__)):
+        for key, value in group.items():
+            field = field_of(key)
+            if field in values:
+                raise UserError(f"{path}, line {group.lines[key]}: key '{key}' sets '{field}' a second time")
+            values[field] = value
+    return values

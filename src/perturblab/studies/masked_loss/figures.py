@@ -12,7 +12,8 @@ from perturblab.report import plots
 from perturblab.report.plots import Axis, Curve, Panel
 from perturblab.report.tables import show
 from perturblab.studies.masked_loss import Visualize
-from perturblab.studies.masked_loss.results import Group, Result, groups, read_results
+from perturblab.studies.masked_loss.arms import Group, Result, groups
+from perturblab.studies.masked_loss.results import read_results
 from perturblab.studies.masked_loss.summary import summary, verdict
 from perturblab.terminal import say
 
@@ -124,12 +125,13 @@ def _lambda_schedule(found: Sequence[Group]) -> Drawing:
         run = group.runs[0]
         if one := plots.line("lambda", {run.seed: _history(run, "lambda")}, **_look(group, found)):
             panels.append(Panel(f"{group.label}, seed {run.seed}", (one,), counted=False))
-    axis = Axis("epoch", "lambda, weight of the masked loss", ylim=(0, None), whole=True)
+    axis = Axis("epoch", "weight of the masked loss", ylim=(0, None), whole=True)
     return Drawing("lambda_schedule.png", "Lambda schedule", panels, axis, "no masked run records lambda")
 
 
 def _clamp_activity(found: Sequence[Group]) -> Drawing:
-    panels = _by_architecture(_masked(found), lambda run: _history(run, "clamp_active_fraction"))
+    clamped = [g for g in _masked(found) if g.runs[0].settings["clamp"] != "none"]
+    panels = _by_architecture(clamped, lambda run: _history(run, "clamp_active_fraction"))
     axis = Axis("epoch", "fraction of steps", ylim=(-0.04, 1.04), whole=True)
     lacking = "no masked run records clamp_active_fraction"
     return Drawing(

@@ -1,13 +1,10 @@
-"""Reading the documented result files ``{arch}_{mode}_seed{seed}[suffix].json``, also those of the original scripts.
-
-Runs are averaged only with runs of equal settings: a folder that mixes them yields several groups.
-"""
+"""Reading the documented result files ``{arch}_{mode}_seed{seed}[suffix].json``, also those of the original scripts."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +12,8 @@ from typing import Any
 import numpy as np
 
 from perturblab.files import read_json
+from perturblab.studies.masked_loss.arms import SETTINGS, Floats, Result, Robustness, differing, groups, shown
 from perturblab.terminal import UserError, warn
-
-Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
 MODES = ("baseline", "masked", "half-loss")
 NAME = re.compile(
@@ -28,69 +24,14 @@ CURVES = (
 )  # fmt: skip
 NEWER_CURVES = ("clamp_active_fraction", "train_acc_clean", "train_acc_online")
 FINALS = ("final_train_acc", "final_test_acc", "final_gen_gap")
-# What a baseline and a masked run must share to be compared, and what else sets runs of one arm apart.
-SHARED = (
-    "script", "dataset", "normalize", "augment", "epochs", "batch_size", "lr", "momentum", "weight_decay",
-    "width", "precision",
-)  # fmt: skip
-SETTINGS = (*SHARED, "n_masks", "lambda_max", "clamp", "site", "suffix")
+WITHOUT_EFFECT = {
+    "baseline": ("n_masks", "lambda_max", "clamp", "site"),
+    "half-loss": ("n_masks", "clamp", "site"),
+}
 MAKES_THEM = (
     "`perturblab masked-loss train --arch vgg11 --mode masked --seed 0` makes one, "
     "`perturblab masked-loss sweep` the document's 24"
 )
-
-
-@dataclass(frozen=True)
-class Robustness:
-    """Accuracy on test with a random share of the hidden units kept.
-
-    ``kept_fraction [f]`` in (0, 1]; ``test_acc [f]`` percent, mean over masks; ``intact`` percent, all units kept.
-    """
-
-    kept_fraction: Floats
-    test_acc: Floats
-    intact: float
-
-
-@dataclass(frozen=True)
-class Result:
-    """One run. ``history`` maps a documented key to ``[epochs]``, NaN where not measured; accuracies and gaps
-    are in percent and percentage points. ``settings`` holds every name in SETTINGS, None where not recorded."""
-
-    path: Path
-    arch: str
-    mode: str
-    seed: int
-    settings: dict[str, Any]
-    finals: dict[str, float]
-    history: dict[str, Floats]
-    robustness: Robustness | None
-
-    @property
-    def arm(self) -> tuple[str, str]:
-        return self.arch, self.mode
-
-
-@dataclass(frozen=True)
-class Group:
-    """Runs of one architecture, mode and settings, by seed. ``variant`` says what sets it apart, often nothing."""
-
-    arch: str
-    mode: str
-    variant: str
-    order: int  # among the groups of this arm
-    runs: tuple[Result, ...]
-
-    @property
-    def arm_label(self) -> str:
-        return f"{self.mode} ({self.variant})" if self.variant else self.mode
-
-    @property
-    def label(self) -> str:
-        return f"{self.arch} {self.arm_label}"
-
-    def finals(self, key: str) -> dict[int, float]:
-        return {run.seed: run.finals[key] for run in self.runs}
 
 
 def read_results(
@@ -105,53 +46,49 @@ def read_results(
     has histories of unequal lengths, or says that it is another run than its name says. Warns in one line per
     arm that mixes settings, and in one line if something asked for is not there.
     """
-    folder = Path(results_dir)
-    modes = [m.replace("_", "-") for m in modes] if modes else None
-    found = [(path, m) for path in sorted(folder.glob("*.json")) if (m := NAME.fullmatch(path.name))]
-    if not found:
-        raise UserError(f"no result files in {folder}: {MAKES_THEM}")
-    named = [(path, m["arch"], m["mode"].replace("_", "-"), int(m["seed"]), m["suffix"]) for path, m in found]
+    modes = [m.replace("_", "-") for m in modes or ()]
+    files = _files(Path(results_dir))
     wanted = [
-        n for n in named
-        if (not architectures or n[1] in architectures) and (not modes or n[2] in modes) and (not seeds or n[3] in seeds)
+        f for f in files
+        if (not architectures or f.arch in architectures) and (not modes or f.mode in modes) and (not seeds or f.seed in seeds)
     ]  # fmt: skip
-    _mention_missing(folder, named, wanted, (architectures, modes, seeds))
-    results = sorted((_read(*n) for n in wanted), key=_order(architectures))
-    for one in groups(results):
-        _refuse_twins(one)
+    lacking = [str(a) for a in architectures or () if a not in {f.arch for f in files}]
+    lacking += [m for m in modes if m not in {f.mode for f in files}]
+    lacking += [f"seed {n}" for n in seeds or () if n not in {f.seed for f in files}]
+    _mention(lacking, wanted, files)
+    results = sorted((_read(f) for f in wanted), key=_order(architectures))
+    _refuse_twins(results)
     _warn_of_mixtures(results)
     return results
 
 
-def groups(results: Iterable[Result]) -> list[Group]:
-    """Runs of equal arm and settings, in the order of ``results``."""
-    sets: list[list[Result]] = []
-    for run in results:
-        home = next((s for s in sets if s[0].arm == run.arm and s[0].settings == run.settings), None)
-        if home is None:
-            sets.append([run])
-        else:
-            home.append(run)
-    made = []
-    for runs in sets:
-        siblings = [s for s in sets if s[0].arm == runs[0].arm]
-        variant = _variant(runs[0].settings, [s[0].settings for s in siblings])
-        made.append(Group(*runs[0].arm, variant, siblings.index(runs), tuple(runs)))
-    return made
+@dataclass(frozen=True)
+class File:
+    """A result file and what its name says."""
+
+    path: Path
+    arch: str
+    mode: str
+    seed: int
+    suffix: str | None
 
 
-def differing(settings: Sequence[dict[str, Any]], keys: Sequence[str] = SETTINGS) -> list[str]:
-    """Which of ``keys`` are not equal in all of ``settings``. The suffix counts only if nothing else explains it."""
-    apart = [k for k in keys if any(s[k] != settings[0][k] for s in settings)]
-    return [k for k in apart if k != "suffix"] or apart
+def _files(folder: Path) -> list[File]:
+    """Files with documented names. UserError if there are none."""
+    found = [(path, m) for path in sorted(folder.glob("*.json")) if (m := NAME.fullmatch(path.name))]
+    if not found:
+        raise UserError(f"no result files in {folder}: {MAKES_THEM}")
+    return [File(p, m["arch"], m["mode"].replace("_", "-"), int(m["seed"]), m["suffix"]) for p, m in found]
 
 
-def _variant(own: dict[str, Any], siblings: Sequence[dict[str, Any]]) -> str:
-    """What must be said to tell ``own`` from its siblings; runs of the original scripts are told by that alone."""
-    alike = [s for s in siblings if s["script"] == own["script"]]
-    parts = ["original script"] if len(alike) < len(siblings) and own["script"] == "original" else []
-    parts += [f"{k}={own[k]}" for k in differing(alike) if own[k] is not None]
-    return ", ".join(parts)
+def _mention(lacking: Sequence[str], wanted: Sequence[File], files: Sequence[File]) -> None:
+    """UserError if nothing is left, a warning if a part of what was asked for is not there."""
+    folder, what = files[0].path.parent, ", ".join(lacking) or "this selection"
+    if not wanted:
+        there = ", ".join(dict.fromkeys(f"{f.arch} {f.mode}" for f in files))
+        raise UserError(f"no result files in {folder} for {what}; there are {there}")
+    if lacking:
+        warn(f"no results in {folder} for {what}")
 
 
 def _order(architectures: Sequence[str] | None) -> Any:
@@ -163,57 +100,51 @@ def _order(architectures: Sequence[str] | None) -> Any:
     return key
 
 
-def _mention_missing(folder: Path, named: Sequence[Any], wanted: Sequence[Any], asked: Sequence[Any]) -> None:
-    """UserError if nothing is left, a warning if a part of what was asked for is not there."""
-    lacking = []
-    for column, values in enumerate(asked, start=1):
-        known = {n[column] for n in named}
-        lacking += [f"seed {v}" if column == 3 else str(v) for v in values or () if v not in known]
-    if not wanted:
-        there = ", ".join(sorted({f"{n[1]} {n[2]}" for n in named}))
-        raise UserError(
-            f"no result files in {folder} for {', '.join(lacking) or 'this selection'}; there are {there}"
-        )
-    if lacking:
-        warn(f"no results in {folder} for {', '.join(lacking)}")
-
-
-def _refuse_twins(group: Group) -> None:
-    seen: dict[int, Path] = {}
-    for run in group.runs:
-        if run.seed in seen:
-            raise UserError(f"{run.path} and {seen[run.seed].name} are the same run; remove one of them")
-        seen[run.seed] = run.path
+def _refuse_twins(results: Sequence[Result]) -> None:
+    """One run under two names (``half-loss`` and ``half_loss``) would count as two."""
+    for one in groups(results):
+        seen: dict[int, Path] = {}
+        for run in one.runs:
+            if run.seed in seen:
+                raise UserError(f"{run.path} and {seen[run.seed].name} are the same run; remove one of them")
+            seen[run.seed] = run.path
 
 
 def _warn_of_mixtures(results: Sequence[Result]) -> None:
     for arm in dict.fromkeys(run.arm for run in results):
         settings = [run.settings for run in results if run.arm == arm]
         apart = differing(settings)
-        if (
-            "script" in apart
-        ):  # the original scripts record less: what they leave out is no further difference
+        if "script" in apart:  # what the original scripts do not record is no further difference
             apart = [k for k in apart if all(s[k] is not None for s in settings)]
         if apart:
-            values = "; ".join(f"{k}: {', '.join(dict.fromkeys(str(s[k]) for s in settings))}" for k in apart)
+            values = "; ".join(
+                f"{k}: {', '.join(dict.fromkeys(shown(s[k]) for s in settings))}" for k in apart
+            )
             warn(f"{arm[0]} {arm[1]}: the runs differ in {values}; they are kept apart")
 
 
-def _read(path: Path, arch: str, mode: str, seed: int, suffix: str | None) -> Result:
-    content = read_json(path)
+def _read(file: File) -> Result:
+    path, content = file.path, read_json(file.path)
     if not isinstance(content, dict):
         raise UserError(f"{path} is damaged: it does not hold an object")
-    for key, value in (("arch", arch), ("mode", mode), ("seed", seed)):
-        recorded = _get(path, content, key)
-        if (recorded.replace("_", "-") if key == "mode" and isinstance(recorded, str) else recorded) != value:
-            raise UserError(f"{path}: its name says {key} {value}, its key {key!r} says {recorded!r}")
-    settings = {k: content.get(k) for k in SETTINGS}
-    settings["script"] = "perturblab" if "schema_version" in content else "original"
-    settings["suffix"] = suffix
+    for key in ("arch", "mode", "seed"):
+        recorded, named = _get(path, content, key), getattr(file, key)
+        if str(recorded).replace("half_loss", "half-loss") != str(named):
+            raise UserError(f"{path}: its name says {key} {named}, its key {key!r} says {recorded!r}")
     finals = {k: _number(path, k, _get(path, content, k)) for k in FINALS}
+    settings, history = _settings(content, file), _history(path, content)
     return Result(
-        path, arch, mode, seed, settings, finals, _history(path, content), _robustness(path, content)
+        path, file.arch, file.mode, file.seed, settings, finals, history, _robustness(path, content)
     )
+
+
+def _settings(content: dict[str, Any], file: File) -> dict[str, Any]:
+    """Every name in SETTINGS: as recorded, or under the key ``settings``, which leaves out defaults, or None."""
+    changed = content.get("settings")
+    recorded = {**(changed if isinstance(changed, dict) else {}), **content}
+    settings = {k: recorded.get(k) for k in SETTINGS if k not in WITHOUT_EFFECT.get(file.mode, ())}
+    script = "perturblab" if "schema_version" in content else "original"
+    return {**dict.fromkeys(SETTINGS), **settings, "script": script, "suffix": file.suffix}
 
 
 def _history(path: Path, content: dict[str, Any]) -> dict[str, Floats]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from perturblab.report.statistics import Paired, paired, summarise, too_few
 from perturblab.report.tables import Table
-from perturblab.studies.masked_loss.results import SHARED, Group, Result, differing, groups
+from perturblab.studies.masked_loss.arms import SHARED, Group, Result, differing, groups, shown
 
 COMPARED = (("masked", "baseline"), ("half-loss", "baseline"), ("masked", "half-loss"))
 MEASURES = {"final_test_acc": "test accuracy", "final_gen_gap": "generalization gap"}
@@ -84,11 +84,9 @@ def _differences(found: Sequence[Group]) -> Table:
 def _row(comparison: Comparison, key: str, name: str) -> tuple[str, ...]:
     p = comparison.of(key)
     arm = (comparison.left.arch, comparison.label, name, f"{p.mean_difference:+.2f}")
-    return (
-        (*arm, "-", "1 (single seed)", "-")
-        if p.n == 1
-        else (*arm, _interval(p), str(p.n), f"{p.p_value:.2g}")
-    )
+    if p.n == 1:
+        return (*arm, "-", "1 (single seed)", "-")
+    return (*arm, _interval(p), str(p.n), f"{p.p_value:.2g}")
 
 
 def _comparisons(found: Sequence[Group]) -> tuple[list[Comparison], list[str]]:
@@ -110,11 +108,14 @@ def _comparisons(found: Sequence[Group]) -> tuple[list[Comparison], list[str]]:
 def _obstacle(c: Comparison) -> str:
     """Why the two arms cannot be compared; empty if they can."""
     settings = [c.left.runs[0].settings, c.right.runs[0].settings]
-    apart = differing(settings, SHARED)
+    both_weighted = "baseline" not in (c.left.mode, c.right.mode)
+    apart = differing(settings, (*SHARED, "lambda_max") if both_weighted else SHARED)
     if "script" in apart:
         return "one was made by the original scripts"
     if apart:
-        return "they differ in " + ", ".join(f"{k} ({settings[0][k]}, {settings[1][k]})" for k in apart)
+        return "they differ in " + ", ".join(
+            f"{k} ({shown(settings[0][k])}, {shown(settings[1][k])})" for k in apart
+        )
     common = c.left.finals("final_test_acc").keys() & c.right.finals("final_test_acc").keys()
     return "" if common else "they have no seed in common"
 
@@ -133,10 +134,16 @@ def _line(group: Group, found: Sequence[Group]) -> str:
         sentences.append(f"In the generalization gap it was {_finding(gap)}.")
     if "half-loss" in against:
         control = against["half-loss"].of("final_test_acc")
-        sentences.append(
-            f"Against half-loss, the same loss without masks, test accuracy differed by {_finding(control)}."
-        )
+        sentences.append(f"Against half-loss{_control(group)} test accuracy differed by {_finding(control)}.")
     return f"{group.label}: {' '.join(sentences)}"
+
+
+def _control(group: Group) -> str:
+    return ", the same loss with the masks left out," if _clamp_rule(group) == "hard" else ""
+
+
+def _clamp_rule(group: Group) -> str:
+    return group.runs[0].settings["clamp"] or "hard"  # the original scripts know no other
 
 
 def _against_baseline(c: Comparison | None) -> str:
@@ -166,7 +173,8 @@ def _seen(p: Paired) -> str:
     if p.excludes_zero:
         return f"a difference was seen (sign-flip p = {p.p_value:.2g})"
     half = ((p.ci_high or 0.0) - (p.ci_low or 0.0)) / 2
-    return f"no difference seen, and {p.n} seeds could not show one below about {half:.2g} points"
+    least = f"{float(f'{half:.2g}'):g} point{'s' * (f'{half:.2g}' != '1')}"  # two digits, no exponent
+    return f"no difference shown, and {p.n} seeds could not show one below about {least}"
 
 
 def _interval(p: Paired) -> str:
@@ -179,7 +187,7 @@ def _seeds(n: int) -> str:
 
 def _clamp(group: Group) -> str:
     """How often the clamp was active over all steps, every epoch having equally many, and what that did."""
-    rule = group.runs[0].settings["clamp"] or "hard"  # the original scripts know no other
+    rule = _clamp_rule(group)
     if rule == "none":
         return "there was no clamp, so the masked gradient reached the weights in every step"
     recorded = [
