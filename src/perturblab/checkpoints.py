@@ -53,9 +53,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 def load_weights(model: nn.Module, weights: dict[str, Tensor], path: str | Path) -> None:
     """Load a state_dict into ``model``; UserError names the keys and shapes that differ."""
     own = model.state_dict()
-    missing = sorted(own.keys() - weights.keys())
-    extra = sorted(weights.keys() - own.keys())
-    shapes = [k for k in own.keys() & weights.keys() if _shape(own[k]) != _shape(weights[k])]
+    missing = [k for k in own if k not in weights]
+    extra = [k for k in weights if k not in own]
+    shapes = [k for k in own if k in weights and _shape(own[k]) != _shape(weights[k])]
     if missing or extra or shapes:
         told = [
             f"{what} {names[0]}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
@@ -67,7 +67,10 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], path: str | Path)
             if names
         ]
         raise UserError(f"{path} is a checkpoint of another network: it {', '.join(told)}")
-    model.load_state_dict(weights)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError:  # a sparse, quantised or data-less tensor
+        raise UserError(f"{path} holds weights of a kind that cannot be used") from None
 
 
 def _shape(value: Any) -> Any:

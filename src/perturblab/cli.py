@@ -155,34 +155,31 @@ def help_line(info: FieldInfo) -> str:
 def spread_lists(words: list[str], lists: set[str]) -> list[str]:
     """``--seeds 0 1 2`` and ``--seeds 0,1,2`` become ``--seeds 0 --seeds 1 --seeds 2``."""
     result: list[str] = []
-    flag, values = "", list[str]()
-    for word in [*words, END]:
-        if word != END and (not word.startswith("-") or _is_number(word)):
-            if flag:
-                values += word.split(",")
-            else:
-                result.append(word)
-            continue
-        found = [value.strip() for value in values if value.strip()]
-        if flag and not found:
-            raise UserError(f"{flag} needs one or more values")
-        result += [w for value in found for w in (flag, value)]
-        head, equals, value = word.partition("=")
-        flag, values = (head, value.split(",")) if normalise(head) in lists else ("", [])
-        if not flag and word != END:
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        name, _, value = word.partition("=")
+        if normalise(name) not in lists:
             result.append(word)
+            continue
+        values = value.split(",")
+        while rest and not _is_flag(rest[0]):
+            values += rest.pop(0).split(",")
+        given = [v.strip() for v in values if v.strip()]
+        if not given:
+            raise UserError(f"{name} needs one or more values")
+        result += [w for v in given for w in (name, v)]
     return result
 
 
-END = "-- end of words --"
-
-
-def _is_number(word: str) -> bool:
+def _is_flag(word: str) -> bool:
+    if not word.startswith("-"):
+        return False
     try:
         float(word)
     except ValueError:
-        return False
-    return True
+        return True
+    return False  # a negative number
 
 
 def list_flags(words: list[str]) -> set[str]:

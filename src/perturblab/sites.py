@@ -50,7 +50,12 @@ class SteppedModel(nn.Module, ABC):
     def steps(self) -> list[Step]: ...
 
     def forward(self, images: Tensor, tap: Tap | None = None) -> Tensor:
-        """float32 ``[b c h w]`` to logits ``[b classes]``; ``tap`` sees every site's activation on the way."""
+        """float32 ``[b c h w]`` to logits ``[b classes]``; ``tap`` sees every site's activation on the way.
+
+        ValueError if it is for a site that the model does not have.
+        """
+        if isinstance(tap, At):
+            self.position(tap.site)
         logits: Tensor = self.run(images, tap)
         return logits
 
@@ -85,43 +90,46 @@ def broadcast(mask: Tensor, activation: Tensor) -> Tensor:
     """A mask ``[width]``, ``[rows width]`` or of the activation's full shape, shaped to multiply the activation."""
     if mask.dim() == activation.dim() and mask.shape[1:] == activation.shape[1:]:
         return mask
-    if mask.shape[-1] != activation.shape[1]:
+    if mask.dim() not in (1, 2) or mask.shape[-1] != activation.shape[1]:
         raise ValueError(
-            f"a mask of width {mask.shape[-1]} does not fit an activation with {activation.shape[1]} channels"
+            f"a mask {list(mask.shape)} does not fit an activation with {activation.shape[1]} channels"
         )
     rows = mask if mask.dim() == 2 else mask[None]
     return rows.reshape(*rows.shape, *[1] * (activation.dim() - 2))
 
 
+@dataclass(frozen=True)
+class At:
+    """A tap that makes one ``change`` at one ``site`` (our name or the module's); models without it refuse it."""
+
+    site: str
+    change: Callable[[Tensor], Tensor]
+
+    def __call__(self, at: Site, activation: Tensor) -> Tensor:
+        return self.change(activation) if self.site in (at.name, at.module) else activation
+
+
 def fill(site: str, keep_mask: Tensor, value: Tensor | float = 0.0) -> Tap:
     """Where ``keep_mask`` (bool, True = kept) is False, the activation becomes ``value`` (a number or ``[width]``)."""
 
-    def tap(at: Site, activation: Tensor) -> Tensor:
-        if site not in (at.name, at.module):
-            return activation
+    def change(activation: Tensor) -> Tensor:
         kept = broadcast(keep_mask, activation)
         other = broadcast(value, activation) if isinstance(value, Tensor) else value
         return torch.where(
             kept, activation, torch.as_tensor(other, dtype=activation.dtype, device=activation.device)
         )
 
-    return tap
+    return At(site, change)
 
 
 def keep(site: str, keep_mask: Tensor) -> Tap:
     """Zero what ``keep_mask`` does not keep, as a product: gradients reach kept entries only, nothing is rescaled."""
-
-    def tap(at: Site, activation: Tensor) -> Tensor:
-        if site not in (at.name, at.module):
-            return activation
-        return activation * broadcast(keep_mask, activation).to(activation.dtype)
-
-    return tap
+    return At(site, lambda activation: activation * broadcast(keep_mask, activation).to(activation.dtype))
 
 
 def add(site: str, noise: Tensor) -> Tap:
     """Add ``noise`` (broadcastable to the activation) at ``site``."""
-    return lambda at, activation: activation + noise if site in (at.name, at.module) else activation
+    return At(site, lambda activation: activation + noise)
 
 
 def fan_out(site: str, keep_masks: Tensor) -> Tap:
@@ -129,13 +137,7 @@ def fan_out(site: str, keep_masks: Tensor) -> Tap:
 
     Equal to one pass per mask where the later steps treat rows independently (not BatchNorm in training mode).
     """
-
-    def tap(at: Site, activation: Tensor) -> Tensor:
-        if site not in (at.name, at.module):
-            return activation
-        return ablate_each(activation, keep_masks).flatten(0, 1)
-
-    return tap
+    return At(site, lambda activation: ablate_each(activation, keep_masks).flatten(0, 1))
 
 
 def ablate_each(activation: Tensor, keep_masks: Tensor) -> Tensor:
@@ -149,10 +151,10 @@ def ablate_each(activation: Tensor, keep_masks: Tensor) -> Tensor:
 
 
 def record(into: dict[str, Tensor]) -> Tap:
-    """Put every site's activation (detached) into ``into`` under the site's name."""
+    """Put a copy of every site's activation (detached) into ``into`` under the site's name."""
 
     def tap(at: Site, activation: Tensor) -> Tensor:
-        into[at.name] = activation.detach()
+        into[at.name] = activation.detach().clone()  # an in-place ReLU may follow in a foreign model
         return activation
 
     return tap
@@ -206,6 +208,9 @@ class Hooked:
         self._modules = {name: (module, named[module]) for name, module in modules.items()}
 
     def forward(self, images: Tensor, tap: Tap | None = None) -> Tensor:
+        known = {word for name, (module, _) in self._modules.items() for word in (name, module)}
+        if isinstance(tap, At) and tap.site not in known:
+            raise ValueError(f"no site '{tap.site}'{nearest(tap.site, self._modules)}")
         handles = [] if tap is None else [self._hook(tap, *entry) for entry in self._entries()]
         try:
             logits: Tensor = self.model(images)

@@ -46,7 +46,7 @@ def combine(full: Tensor, ablated: Tensor, weight: Tensor, clamp: Clamp) -> Tens
         return full - weight * ablated
     if clamp == "hard":
         return full - weight * torch.minimum(ablated, limit)
-    share = (limit / ablated).clamp(max=1.0).detach()
+    share = torch.where(ablated > limit, limit / ablated, 1.0).detach()  # 1, not 0 / 0, where both are 0
     return full - weight * share * ablated
 
 

@@ -17,7 +17,7 @@ from perturblab.sites import SteppedModel, ablate_each, evaluating
 from perturblab.streams import stream
 
 FRACTIONS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-ROWS = 8192  # images x masks per product: keeps a chunk of a 512-unit site under 20 MB
+CHUNK = 2**22  # activations per product: 16 MB of float32, 16 masks of 500 images at a site of 512 units
 
 
 def robustness(
@@ -57,7 +57,7 @@ def _correct(
     correct = torch.zeros(len(masks), dtype=torch.int64, device=masks.device)
     with evaluating(model), autocast(precision, masks.device):
         for state, labels in kept:
-            chunk = max(1, ROWS // len(labels))
+            chunk = max(1, CHUNK // state.numel())
             for start in range(0, len(masks), chunk):
                 part = masks[start : start + chunk]
                 logits = model.run(ablate_each(state, part).flatten(0, 1), start=here)

@@ -10,6 +10,7 @@ from perturblab.checkpoints import load_weights, read_checkpoint
 from perturblab.measure import score
 from perturblab.models import MODELS
 from perturblab.probes.robustness import robustness
+from perturblab.settings import shown
 from perturblab.signals import stop_on_signals
 from perturblab.studies.masked_loss import Evaluate
 from perturblab.studies.masked_loss.run import load_images
@@ -46,6 +47,10 @@ def read(s: Evaluate) -> tuple[dict[str, Any], str]:
     content = read_checkpoint(s.checkpoint)
     weights = content.get("model_state_dict", content)
     arch = s.arch or content.get("arch")
-    if not isinstance(weights, dict) or arch not in MODELS:
+    if not isinstance(weights, dict):
+        raise UserError(f"{s.checkpoint}: its model_state_dict is no dictionary of weights")
+    if arch is None:
         raise UserError(f"{s.checkpoint} does not say its architecture; give --arch {'|'.join(MODELS)}")
-    return weights, str(arch)
+    if not isinstance(arch, str) or arch not in MODELS:
+        raise UserError(f"{s.checkpoint} says its architecture is '{shown(arch)}', not {', '.join(MODELS)}")
+    return weights, arch
