@@ -8,14 +8,17 @@ DataLoader, with one worker process per core (kept between epochs) and with none
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
+from functools import partial
+from itertools import count
 
 import torch
-from _table import Figure, alternate, parser, show
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
+from _table import Figure, alternate, parser, show
 from perturblab.augment import crop_flip
 from perturblab.datasets import NORMALISATION, load
 from perturblab.hardware import cores
@@ -24,7 +27,7 @@ from perturblab.images import ImageSet, ShuffledSource
 BATCH = 128
 
 
-class PilImages(Dataset):
+class PilImages(Dataset[tuple[torch.Tensor, int]]):
     """Images as torchvision's CIFAR10 hands them out: one at a time, as PIL, through ``transform``."""
 
     def __init__(self, data: ImageSet) -> None:
@@ -58,17 +61,22 @@ def images(dataset: str | None, data_dir: str, n: int) -> ImageSet:
 
 def figures(data: ImageSet, n: int) -> Iterator[Figure]:
     source = ShuffledSource(data, BATCH, seed=0, augment=crop_flip)
-    epochs = iter(range(1_000_000))
+    epochs = count()
 
     def ours() -> None:
-        for _ in source.epoch(next(epochs)):
-            pass
+        deque(source.epoch(next(epochs)), maxlen=0)
 
     for workers in (cores(), 0):
         # spawn: a process forked after torch has used its threads can hang.
-        kept = {"multiprocessing_context": "spawn", "persistent_workers": True} if workers else {}
-        loader = DataLoader(PilImages(data), BATCH, shuffle=True, num_workers=workers, **kept)
-        fast, slow, ratio = alternate(ours, lambda loader=loader: [None for _ in loader], n)
+        loader: DataLoader[tuple[torch.Tensor, int]] = DataLoader(
+            PilImages(data),
+            BATCH,
+            shuffle=True,
+            num_workers=workers,
+            multiprocessing_context="spawn" if workers else None,
+            persistent_workers=workers > 0,
+        )
+        fast, slow, ratio = alternate(ours, partial(deque, loader, maxlen=0), n)
         rival = f"DataLoader, {workers} workers"
         yield Figure("input: ShuffledSource + crop_flip", "images/s", n, value=len(data) / fast)
         yield Figure(f"input: {rival}", "images/s", n, value=len(data) / slow)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from scipy import stats
@@ -120,6 +120,7 @@ def test_arms_without_a_common_seed_cannot_be_compared() -> None:
         paired({0: 1.0}, {1: 1.0})
 
 
+@settings(max_examples=50, deadline=None)
 @given(pairs)
 def test_swapping_the_arms_turns_the_difference_round_and_keeps_p(
     both: dict[int, tuple[float, float]],
@@ -130,6 +131,7 @@ def test_swapping_the_arms_turns_the_difference_round_and_keeps_p(
     assert (one.sd, one.p_value) == (other.sd, other.p_value)
 
 
+@settings(max_examples=50, deadline=None)
 @given(pairs, st.integers(-50, 50))
 def test_what_both_arms_gain_alike_changes_nothing(both: dict[int, tuple[float, float]], gain: int) -> None:
     a, b = sides(both)
@@ -139,6 +141,7 @@ def test_what_both_arms_gain_alike_changes_nothing(both: dict[int, tuple[float, 
     assert after.p_value == before.p_value
 
 
+@settings(max_examples=50, deadline=None)
 @given(pairs)
 def test_p_is_a_share_of_sign_patterns_and_never_below_the_smallest(
     both: dict[int, tuple[float, float]],
@@ -148,6 +151,7 @@ def test_p_is_a_share_of_sign_patterns_and_never_below_the_smallest(
     assert (result.p_value * 2**result.n).is_integer()
 
 
+@settings(max_examples=50, deadline=None)
 @given(pairs, st.randoms())
 def test_the_order_of_the_seeds_does_not_matter(both: dict[int, tuple[float, float]], r: object) -> None:
     items = list(both.items())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +37,17 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     try:
-        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # torch's thoughts on the pickle protocol help nobody here
+            warnings.simplefilter("ignore")
+            content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "Unsupported" in str(error) or "WeightsUnpickler" in str(error) or "GLOBAL" in str(error):
+        if "GLOBAL" in str(error) or "call reduce" in str(error):  # it names a function or a class
             raise UserError(
                 f"{path} holds more than tensors and plain values; refused, nothing was run"
             ) from None
-        raise UserError(f"{path} is damaged or is no checkpoint") from None
+        raise UserError(f"{path} is damaged or is no checkpoint of torch.save") from None
     except Exception:
-        raise UserError(f"{path} is damaged or is no checkpoint") from None
+        raise UserError(f"{path} is damaged or is no checkpoint of torch.save") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not a checkpoint's dictionary")
     return content
@@ -68,8 +71,10 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], path: str | Path)
         ]
         raise UserError(f"{path} is a checkpoint of another network: it {', '.join(told)}")
     try:
+        if any(own[k].is_floating_point() and not weights[k].is_floating_point() for k in own):
+            raise RuntimeError("complex or whole numbers")
         model.load_state_dict(weights)
-    except RuntimeError:  # a sparse, quantised or data-less tensor
+    except RuntimeError:  # also a sparse, quantised or data-less tensor
         raise UserError(f"{path} holds weights of a kind that cannot be used") from None
 
 

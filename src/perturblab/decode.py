@@ -103,7 +103,10 @@ def _identity(files: list[Path]) -> str:
 
 
 def _read(path: Path) -> np.ndarray | None:
-    data = read_checked(path)
+    try:
+        data = read_checked(path)
+    except UserError:  # not readable: where the folder is at fault, writing will say so
+        return None
     if data is not None:
         return cast(np.ndarray, np.load(io.BytesIO(data), allow_pickle=False))
     if path.exists():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -22,21 +23,24 @@ def writing_to(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
+        if isinstance(error, FileExistsError | NotADirectoryError):
+            reason = f"{error.filename} is a file, not a folder"
         raise UserError(
             f"cannot write {path}: {reason}; free some space or choose another folder, then run the same "
             "command again: finished work is kept"
         ) from None
 
 
-def write_atomic(path: str | Path, data: bytes) -> None:
+def write_atomic(path: str | Path, data: bytes, writer: str = "") -> None:
     """Write ``data`` so that ``path`` is at any moment either its old or its new content, also after a crash.
 
-    Raises UserError when the disk is full or the folder cannot be written; no temporary file is left then.
+    Raises UserError when the disk is full or the folder cannot be written; no temporary file is left then. What a
+    kill leaves carries the ``writer``, so that ``remove_temporaries`` finds it.
     """
     path = Path(path)
     with writing_to(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.{writer}", suffix=".tmp", dir=path.parent)
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(data)
@@ -49,6 +53,12 @@ def write_atomic(path: str | Path, data: bytes) -> None:
                 os.unlink(temporary)
             raise
         _sync_folder(path.parent)
+
+
+def remove_temporaries(path: Path, writer: str) -> None:
+    """Remove what ``writer``, killed in the middle of writing ``path``, left beside it."""
+    for stale in path.parent.glob(f".{glob.escape(path.name)}.{writer}*.tmp"):
+        stale.unlink(missing_ok=True)
 
 
 def _umask() -> int:
@@ -91,13 +101,17 @@ def write_checked(path: Path, data: bytes) -> None:
 
 
 def read_checked(path: Path) -> bytes | None:
-    """The bytes of a file written by ``write_checked``, or None when they are not those that were written."""
+    """The bytes of a file written by ``write_checked``, or None when they are not those that were written.
+
+    UserError when they cannot be read, which says nothing about them.
+    """
     try:
-        data = path.read_bytes()
-        expected = digest_path(path).read_text(encoding="ascii").split()[0]
-    except (OSError, ValueError, IndexError):
+        data, beside = path.read_bytes(), digest_path(path).read_bytes()
+    except FileNotFoundError:
         return None
-    return data if digest(data) == expected else None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    return data if beside.split()[:1] == [digest(data).encode()] else None
 
 
 def digest_path(path: Path) -> Path:

@@ -6,7 +6,6 @@ import glob
 import json
 import os
 import re
-import zipfile
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -177,9 +176,9 @@ def npz(path: str, data_dir: Path, workers: int) -> Raw:
     Raises UserError for other arrays. Nothing is unpickled.
     """
     try:
-        with np.load(Path(path).expanduser(), allow_pickle=False) as arrays:
+        with open(Path(path).expanduser(), "rb") as file, np.load(file, allow_pickle=False) as arrays:
             found = {key: arrays[key] for key in arrays.files}
-    except (OSError, ValueError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # numpy, zipfile and zlib each have their own
         raise UserError(
             f"{path} cannot be read as npz without pickle ({error}): save it with np.savez"
         ) from None

@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from pydantic import field_validator
+
 from perturblab.settings import Command, Settings, flag
-from perturblab.studies.masked_loss import Mode, Sweep
+from perturblab.studies.masked_loss import Mode, Sweep, each_once, spelt
 from perturblab.terminal import duration, say
 
 
@@ -26,6 +28,9 @@ class Quickstart(Settings):
     seeds: tuple[int, ...] = flag((0, 1, 2), "Random seeds.")
     modes: tuple[Mode, ...] = flag(("baseline", "masked", "half-loss"), "Training modes.")
     jobs: int = flag(0, "Runs at a time; 0 is one per core.", where=True, ge=0)
+
+    _spelling = field_validator("modes", mode="before")(spelt)
+    _each_once = field_validator("modes", "seeds")(each_once)
 
 
 def quickstart(s: Quickstart) -> None:

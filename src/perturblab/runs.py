@@ -18,9 +18,10 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import math
 import os
-import shutil
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,9 +29,11 @@ from typing import IO, Any, Literal
 
 from perturblab import __version__
 from perturblab.files import (
+    digest,
     digest_path,
     read_checked,
     read_json,
+    remove_temporaries,
     write_atomic,
     write_checked,
     write_json,
@@ -95,7 +98,7 @@ class RunFolder:
         """Hold the folder: a second process is refused, and a dead holder's lock falls by itself (flock)."""
         with writing_to(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            claim = open(self.path / "claim", "a+")  # noqa: SIM115 - open as long as the claim is held
+            claim = open(self.path / "claim", "a+b", buffering=0)  # noqa: SIM115 - open as long as it is held
         with claim:
             _lock(claim, self.path)
             for stale in self.path.glob(".*.tmp"):  # left by a kill in the middle of a write
@@ -109,12 +112,21 @@ class RunFolder:
                 self._close_rows()
 
     def log(self, **row: Any) -> None:
-        """Append one row of measurements; units stand in the names, no wall-clock times."""
-        line = json.dumps(row, allow_nan=False) + "\n"
+        """Append one row of measurements; units stand in the names, no wall-clock times.
+
+        Raises Diverged for a number that is not finite: weights can be finite and what they predict not.
+        """
+        for name, value in row.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise Diverged(
+                    f"{name} is not finite in epoch {row.get('epoch')}: training diverged; try a lower --lr"
+                )
+        line = (json.dumps(row, allow_nan=False) + "\n").encode()
         with writing_to(self.path / "rows.jsonl"):
             if self._rows_file is None:
                 self._rows_file = open(self.path / "rows.jsonl", "ab", buffering=0)  # noqa: SIM115
-            self._rows_file.write(line.encode())
+            while line:  # a disk that fills up takes a part without a word, and refuses the next
+                line = line[self._rows_file.write(line) :]
         self.rows.append(row)
 
     def drop_rows_from(self, epoch: int) -> None:
@@ -148,9 +160,7 @@ class RunFolder:
 
     def save_checkpoint(self, epoch: int, step: int, data: bytes) -> None:
         """Keep ``data`` as the state after ``step`` steps of ``epoch``; rows so far reach the disk before it."""
-        if self._rows_file is not None:
-            with writing_to(self.path / "rows.jsonl"):
-                os.fsync(self._rows_file.fileno())
+        self._sync_rows()
         write_checked(self.path / f"checkpoint-{epoch:06d}-{step:08d}.pt", data)
         for old in self.checkpoints()[:-KEPT_CHECKPOINTS]:
             _remove_checked(old)
@@ -175,6 +185,7 @@ class RunFolder:
 
     def finish(self, results: dict[str, Any]) -> None:
         """Write the results, which makes the run done, and clear what is no longer needed."""
+        self._sync_rows()
         self._close_rows()
         content = {"schema_version": SCHEMA_VERSION, "run_id": self.id, **results}
         write_checked(
@@ -184,12 +195,17 @@ class RunFolder:
         self.clear_checkpoints()
 
     def clear_checkpoints(self) -> None:
-        for path in self.checkpoints():
-            _remove_checked(path)
+        for path in self.path.glob("checkpoint-*"):  # also a digest whose checkpoint a kill prevented
+            path.unlink(missing_ok=True)
 
     def fail(self, kind: str, message: str) -> None:
         with contextlib.suppress(UserError):  # a full disk: the message on the terminal must do
             write_json(self.path / "failure.json", {"kind": kind, "message": message})
+
+    def _sync_rows(self) -> None:
+        if self._rows_file is not None:
+            with writing_to(self.path / "rows.jsonl"):
+                os.fsync(self._rows_file.fileno())
 
     def _close_rows(self) -> None:
         if self._rows_file is not None:
@@ -213,6 +229,7 @@ def perform(run: RunFolder, work: Callable[[RunFolder], None], export: Callable[
 
 
 def _attempt(run: RunFolder, work: Callable[[RunFolder], None]) -> None:
+    (run.path / "failure.json").unlink(missing_ok=True)  # it told of the attempt before
     try:
         work(run)
     except (Interrupted, KeyboardInterrupt):
@@ -230,31 +247,49 @@ def _attempt(run: RunFolder, work: Callable[[RunFolder], None]) -> None:
 def publish(run: RunFolder, source: Path, target: Path, owner: Callable[[Path], str | None]) -> None:
     """Copy ``source`` of a done run to its documented name; say so when that name held another run's file.
 
-    ``owner`` reads the run id in an existing target. A file that no run of ours wrote is kept beside it.
+    ``owner`` reads the run id in an existing target. A file that no run of ours wrote is kept beside it. UserError
+    if ``source`` was altered since it was written.
     """
-    data = source.read_bytes()
-    if target.exists() and target.read_bytes() != data:
+    data = read_checked(source)
+    if data is None:
+        raise UserError(f"{source} is damaged; remove {run.path} and run again")
+    remove_temporaries(target, run.id)
+    with writing_to(target):
+        there = target.read_bytes() if target.exists() else None
+    if there == data:
+        return
+    if there is not None:
         previous = owner(target)
         if previous is None:
-            kept = target.with_name(f"{target.stem}.before-{run.id}{target.suffix}")
-            with writing_to(kept):
-                shutil.copy2(target, kept)
+            kept = target.with_name(f"{target.name}.before-{digest(there)[:10]}")
+            write_atomic(kept, there, run.id)
             warn(f"{target} was not made by perturblab; kept as {kept.name}")
         elif previous != run.id:
             say(f"{target} now holds run {run.id}; it held run {previous}")
-    write_atomic(target, data)
+    write_atomic(target, data, run.id)
 
 
-def _lock(claim: IO[str], folder: Path) -> None:
-    try:
-        fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+def _lock(claim: IO[bytes], folder: Path) -> None:
+    with writing_to(folder / "claim"):
+        free = _locked_soon(claim)
+    if not free:
         claim.seek(0)
-        holder = claim.read().strip() or "another process"
-        raise UserError(f"{folder} is being worked on by {holder}; wait for it, or stop it first") from None
-    claim.truncate(0)
-    claim.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    claim.flush()
+        holder = claim.read().decode(errors="replace").strip() or "another process"
+        raise UserError(f"{folder} is being worked on by {holder}; wait for it, or stop it first")
+    with writing_to(folder / "claim"):
+        claim.truncate(0)
+        claim.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+
+
+def _locked_soon(claim: IO[bytes]) -> bool:
+    """Whether the lock was free within half a second: one who asks for the status holds it for a moment."""
+    for _ in range(10):
+        try:
+            fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            time.sleep(0.05)
+    return False
 
 
 def _is_locked(path: Path) -> bool:
@@ -277,13 +312,20 @@ def _read_rows(path: Path) -> list[Row]:
     for number, line in enumerate(lines, 1):
         try:
             if line:
-                rows.append(json.loads(line))
+                rows.append(_row(line))
         except ValueError:
             if number < len(lines):
                 raise UserError(
                     f"{path}, line {number} is damaged; remove {path.parent} and run again"
                 ) from None
     return rows
+
+
+def _row(line: bytes) -> Row:
+    row = json.loads(line)
+    if not isinstance(row, dict) or not isinstance(row.get("epoch"), int):
+        raise ValueError("not a row")
+    return row
 
 
 def _remove_checked(path: Path) -> None:

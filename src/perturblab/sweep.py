@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,14 +20,18 @@ class SomeFailed(Exception):
 
 @dataclass(frozen=True)
 class Plan:
-    """Cells of a grid with the run folder of each."""
+    """Cells of a grid with the run folder of each, and the files that a finished run exports."""
 
     cells: Sequence[Cell]
     folder: Callable[[Cell], RunFolder]
+    exports: Callable[[Cell], Iterable[Path]]
 
     def missing(self) -> list[Cell]:
-        """Cells whose run is not done, in order."""
-        return [cell for cell in self.cells if not self.folder(cell).done]
+        """Cells whose run is not done, or whose exports are not there (a kill came between), in order."""
+        return [cell for cell in self.cells if not self._complete(cell)]
+
+    def _complete(self, cell: Cell) -> bool:
+        return self.folder(cell).done and all(path.exists() for path in self.exports(cell))
 
     def log(self, cell: Cell) -> Path:
         """Where a cell's output goes when several run at a time."""

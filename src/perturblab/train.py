@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 from torch.optim import Optimizer
 
+from perturblab.accelerate import accelerate
 from perturblab.checkpoints import to_bytes
 from perturblab.hardware import autocast
 from perturblab.images import Batch, Source
@@ -129,7 +130,8 @@ def fit(
     Raises Diverged when a loss or weight is not finite (the last good checkpoint stays), Interrupted after a signal
     (the state is saved), UserError when the folder cannot be written or its checkpoints are all damaged.
     """
-    return _Fit(run, model, objective, source, recipe, stop or StopFlag(), decide).epochs()
+    stop = StopFlag() if stop is None else stop  # a flag that is not raised is false
+    return _Fit(run, model, objective, source, recipe, stop, decide).epochs()
 
 
 class _Fit:
@@ -148,8 +150,9 @@ class _Fit:
         self.run, self.objective, self.source, self.recipe = run, objective, source, recipe
         self.stop, self.decide = stop, decide
         self.state = _State(model, recipe.optimizer(model.parameters()))
+        self.model = accelerate(model)  # the same parameters
         self.device = next(model.parameters()).device
-        self.saved_at = time.monotonic()
+        self.saved_at, self.saved = time.monotonic(), (0, 0)  # when, and which (epoch, step)
         self.compute = torch.compile(self._loss) if recipe.compile else self._loss
         has_dropout = any(isinstance(module, _DropoutNd) for module in model.modules())
         self.randomness = self._dropout_stream if has_dropout else lambda: nullcontext()
@@ -167,6 +170,8 @@ class _Fit:
                 summary = self._summary(time.monotonic() - began)
                 self.run.log_time(summary.number, summary.seconds)
                 yield summary
+                if self.stop or self.decide(self.run.rows).stop:  # only now known: the epoch may be the last
+                    self._save()
                 self.stop.check()
                 self.state.start_epoch(self.state.epoch + 1)
 
@@ -180,6 +185,7 @@ class _Fit:
                     f"the checkpoint in {self.run.path} does not fit this run ({first_line(error)}); "
                     "remove that folder to start anew"
                 ) from None
+            self.saved = (self.state.epoch, self.state.step)
         self.run.drop_rows_from(self.state.epoch)
 
     def _done(self, steps: int) -> int:
@@ -212,7 +218,7 @@ class _Fit:
         state.add({**loss.parts, "accuracy_online": (correct, len(batch.labels))})
 
     def _loss(self, batch: Batch, draws: dict[str, Tensor]) -> Loss:
-        return self.objective(self.state.model, batch, draws)
+        return self.objective(self.model, batch, draws)
 
     def _dropout_stream(self) -> AbstractContextManager[Any]:
         return seeded(self.recipe.seed, "dropout", self.state.epoch, self.state.step)
@@ -229,8 +235,8 @@ class _Fit:
         step = NEVER if bad is None else int(bad)
         if step < NEVER:
             self._diverged(f"the loss is not finite at epoch {self.state.epoch}, step {step + 1}")
-        if not all(bool(torch.isfinite(p).all()) for p in self.state.model.parameters()):
-            self._diverged(f"a weight is not finite in epoch {self.state.epoch}")
+        if not all(bool(torch.isfinite(t).all()) for t in self.state.model.state_dict().values()):
+            self._diverged(f"a weight or running statistic is not finite in epoch {self.state.epoch}")
 
     def _diverged(self, what: str) -> None:
         kept = self.run.checkpoints()
@@ -246,9 +252,11 @@ class _Fit:
             self._save()
 
     def _save(self) -> None:
-        self._check_finite()
-        self.run.save_checkpoint(self.state.epoch, self.state.step, self.state.dump())
-        self.saved_at = time.monotonic()
+        at = (self.state.epoch, self.state.step)
+        if at != self.saved:
+            self._check_finite()
+            self.run.save_checkpoint(*at, self.state.dump())
+            self.saved_at, self.saved = time.monotonic(), at
 
     def _summary(self, seconds: float) -> Epoch:
         means = self.state.means()

@@ -22,7 +22,7 @@ class _Loader(yaml.SafeLoader):
     """YAML 1.2's plain scalars: null, true, false, decimal numbers (``1e-3`` too), else text. No dates, no
     octal ``010``, no tags that build objects, no aliases (a few lines of them can stand for gigabytes)."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012
     yaml_constructors: ClassVar[dict[Any, Any]] = {
         tag: yaml.SafeLoader.yaml_constructors[tag]
         for tag in (None, *(f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "float", "str", "seq")))

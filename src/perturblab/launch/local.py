@@ -8,11 +8,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from perturblab.launch import Cell, Outcome
-from perturblab.signals import Interrupted, StopFlag
+from perturblab.signals import LAUNCHER, Interrupted, StopFlag
 from perturblab.terminal import UserError
 
 POLL_S = 0.05
@@ -80,7 +80,7 @@ def _start(cell: Cell, log: Path | None, jobs: int) -> _Process:
     # Threads are shared out, else N runs of N threads fight for N cores. Its own session: Ctrl-C reaches this
     # process only, which passes it on once.
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))} if jobs > 1 else {}
-    environment = {**threads, **os.environ}
+    environment = {**threads, **os.environ, LAUNCHER: str(os.getpid())}
     if log is None:
         process = subprocess.Popen(command, env=environment, start_new_session=True)
         return _Process(cell, process, None, time.monotonic())
@@ -107,7 +107,3 @@ def _stop(running: list[_Process]) -> None:
     for process in running:
         process.process.wait()
     running.clear()
-
-
-def with_threads(cell: Cell, threads: int) -> Cell:
-    return replace(cell, settings=cell.settings.model_copy(update={"threads": threads}))

@@ -166,9 +166,8 @@ def shade(colour: str, towards: float) -> tuple[float, float, float]:
 
 def picture(title: str, panels: Sequence[Panel], axis: Axis, height: float = 3.0) -> Figure:
     """Panels side by side on common axes, each under its own legend; ``height`` of one in inches."""
-    columns = len(panels) if len(panels) < 3 else math.ceil(len(panels) / math.ceil(len(panels) / 3))
-    columns = 2 if len(panels) == 4 else columns
-    rows = math.ceil(len(panels) / columns)
+    rows = math.ceil(len(panels) / 3)
+    columns = math.ceil(len(panels) / rows)
     with style.context(LOOK):
         legend = 0.2 * max(panel.legend_rows for panel in panels)
         size = (6.8 if columns == 1 else 4.8 * columns, 0.5 + (height + legend) * rows)

@@ -76,14 +76,20 @@ def _line(row: Sequence[str], widths: Sequence[int], text: Sequence[int]) -> str
 
 
 def _show_rich(table: Table) -> None:
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table as RichTable
     from rich.text import Text
 
     # Text, not str: rich would read "[...]" in a label as mark-up.
-    shown = RichTable(title=Text(table.title), title_justify="left")
+    shown = RichTable(title=Text(table.title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for i, name in enumerate(table.columns):
-        shown.add_column(Text(name), justify="left" if i in table.text else "right", overflow="fold")
+        shown.add_column(
+            Text(name),
+            justify="left" if i in table.text else "right",
+            overflow="fold",
+            no_wrap=i not in table.text,
+        )
     for row in table.rows:
         shown.add_row(*(Text(cell) for cell in row))
     console = Console(width=shutil.get_terminal_size().columns)

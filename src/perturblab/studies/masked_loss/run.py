@@ -253,8 +253,9 @@ def curve(rows: list[Row], intact: float | None) -> dict[str, Any] | None:
 
 def export(s: Train, run: RunFolder) -> None:
     """Put the documented files in place; a pure function of the finished run folder."""
-    publish(run, run.path / "results.json", Path(s.results_dir) / f"{s.name}.json", _owner_of_json)
-    publish(run, run.path / "final.pt", Path(s.checkpoint_dir) / f"{s.name}.pt", _owner_of_checkpoint)
+    owners = {"results.json": _owner_of_json, "final.pt": _owner_of_checkpoint}
+    for source, target in s.exports.items():
+        publish(run, run.path / source, target, owners[source])
 
 
 def _owner_of_json(path: Path) -> str | None:

@@ -12,7 +12,7 @@ from perturblab.report.tables import Table
 from perturblab.studies.masked_loss.arms import SHARED, Group, Result, differing, groups, shown
 
 COMPARED = (("masked", "baseline"), ("half-loss", "baseline"), ("masked", "half-loss"))
-MEASURES = {"final_test_acc": "test accuracy", "final_gen_gap": "generalization gap"}
+MEASURES = {"final_test_acc": "Test Acc", "final_gen_gap": "Gen Gap"}
 SIGNIFICANT = 0.05
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import cycle
+from pathlib import Path
 
 from perturblab.launch import Cell, Outcome
 from perturblab.launch.script import write_script
@@ -29,7 +30,7 @@ def sweep(s: Sweep) -> None:
 
 
 def plan_of(s: Sweep) -> Plan:
-    return Plan([Cell(t.name, t) for t in with_devices(s)], folder)
+    return Plan([Cell(t.name, t) for t in with_devices(s)], folder, exports)
 
 
 def folder(cell: Cell) -> RunFolder:
@@ -40,6 +41,11 @@ def folder(cell: Cell) -> RunFolder:
 
         settings = resolve(settings)
     return run_folder(settings, settings.name, settings.runs_dir)
+
+
+def exports(cell: Cell) -> Iterable[Path]:
+    assert isinstance(cell.settings, Train)
+    return cell.settings.exports.values()
 
 
 def with_devices(s: Sweep) -> Iterator[Train]:
@@ -70,7 +76,7 @@ def show(plan: Plan, outcomes: list[Outcome]) -> None:
     say(f"{'run':<28} {'status':<11} {'time':>8} {'test acc (%)':>13} {'gap (points)':>13}")
     for outcome in outcomes:
         run = plan.folder(outcome.cell)
-        found = run.results() if run.done else {}
+        found = run.results() if outcome.status in ("done", "skipped") else {}
         numbers = [found.get(key) for key in ("final_test_acc", "final_gen_gap")]
         shown = [f"{n:13.2f}" if n is not None else f"{'-':>13}" for n in numbers]
         time = duration(outcome.seconds) if outcome.seconds else "-"

@@ -1,0 +1,91 @@
+"""A hook for a child of the zygote: SIGKILL to itself right before or right after the n-th change of a file.
+
+Changes are: open for writing, a write of a row (also half of it), fsync, rename, removal, making a folder, chmod.
+With ``target`` 0 nothing is killed and the label of every point is written to ``log``, one per line; a target
+that is a label means the first point with it.
+"""
+
+import builtins
+import io
+import os
+import re
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+CHANGES = ("fsync", "replace", "unlink", "remove", "mkdir", "chmod", "rename", "link")
+WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+
+
+class Points:
+    """Counts the points passed and dies at the wanted one."""
+
+    def __init__(self, target: int | str, log: str) -> None:
+        self.target, self.passed = target, 0
+        self.log = None if target else os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+    def reached(self) -> bool:
+        """Whether the next point is the one to die at."""
+        return self.passed + 1 == self.target
+
+    def point(self, label: str) -> None:
+        self.passed += 1
+        if self.log is not None:
+            os.write(self.log, f"{label}\n".encode())
+        if self.target in (self.passed, label):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def around(self, what: str, call: Callable[..., Any], about: Any) -> Callable[..., Any]:
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            label = f"{what} {name_of(about(args))}"
+            self.point(f"before {label}")
+            result = call(*args, **kwargs)
+            self.point(f"after {label}")
+            return result
+
+        return wrapped
+
+
+def name_of(what: Any) -> str:
+    """The file's name, without the random part of a temporary one and the numbers of a checkpoint."""
+    path = os.readlink(f"/proc/self/fd/{what}") if isinstance(what, int) else os.fspath(what)
+    name = re.sub(r"\.([0-9a-f]{10})?[a-z0-9_]{8}\.tmp", ".tmp", Path(path).name)
+    return re.sub(r"\d{6}-\d{8}", "N", re.sub(r"-[0-9a-f]{10}", "-ID", name))
+
+
+def install(target: int | str, log: str = "") -> None:
+    """Wrap what changes files, in this process."""
+    points = Points(target, log)
+    plain_open, plain_os_open = builtins.open, os.open
+
+    class Rows(io.FileIO):
+        """An unbuffered file: dies also with half of the bytes written."""
+
+        def write(self, data: Any) -> int:
+            label = f"write {name_of(self.fileno())}"
+            points.point(f"before {label}")
+            if points.reached():
+                super().write(bytes(data)[: len(data) // 2])
+            points.point(f"half of {label}")
+            written = super().write(data)
+            points.point(f"after {label}")
+            return written
+
+    def open_(file: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+        if not set(mode) & set("wax+"):
+            return plain_open(file, mode, *args, **kwargs)
+        unbuffered = kwargs.get("buffering") == 0
+        make = (lambda file, mode, **_: Rows(file, mode.replace("b", ""))) if unbuffered else plain_open
+        return points.around("open", make, lambda args: args[0])(file, mode, *args, **kwargs)
+
+    def os_open(path: Any, flags: int, *args: Any, **kwargs: Any) -> int:
+        if not flags & WRITES:
+            return plain_os_open(path, flags, *args, **kwargs)
+        return points.around("open", plain_os_open, lambda args: args[0])(path, flags, *args, **kwargs)
+
+    for name in CHANGES:
+        # a rename is about its target
+        about = (lambda args: args[1]) if name in ("replace", "rename", "link") else (lambda args: args[0])
+        setattr(os, name, points.around(name, getattr(os, name), about))
+    builtins.open, io.open, os.open = open_, open_, os_open  # type: ignore[assignment]

@@ -1,0 +1,180 @@
+"""ImageSet and ShuffledSource: what a run sees depends on the seed and the epoch, and on nothing else."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from perturblab.augment import crop_flip
+from perturblab.images import Batch, ImageSet, ShuffledSource
+
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+
+
+def image_set(n: int = 50, size: int = 8) -> ImageSet:
+    generator = torch.Generator().manual_seed(n)
+    images = torch.randint(256, (n, 3, size, size), dtype=torch.uint8, generator=generator)
+    annotation = torch.rand(n, 1, size, size, generator=generator) < 0.1
+    return ImageSet(images, torch.arange(n) % 5, tuple("abcde"), MEAN, STD, annotation)
+
+
+def assert_same(batches: list[Batch], others: list[Batch]) -> None:
+    assert len(batches) == len(others)
+    for one, other in zip(batches, others, strict=True):
+        for name in ("images", "labels", "index", "annotation"):
+            assert torch.equal(getattr(one, name), getattr(other, name)), name
+
+
+def order(source: ShuffledSource, epoch: int) -> Tensor:
+    return torch.cat([batch.index for batch in source.epoch(epoch)])
+
+
+# ---- the source -------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=40, deadline=None)
+@given(n=st.integers(1, 90), batch=st.integers(1, 7), first=st.integers(0, 90), drop=st.booleans())
+def test_an_epoch_taken_up_at_any_step_goes_on_with_the_same_batches(n, batch, first, drop):
+    source = ShuffledSource(image_set(n), min(batch, n), 3, crop_flip, drop)
+    whole = list(source.epoch(4))
+    assert_same(list(source.epoch(4, first)), whole[first:])
+    assert len(whole) == source.steps()
+
+
+@pytest.mark.parametrize("limit", [1, 2000])
+def test_large_images_are_augmented_fewer_at_a_time_and_resume_all_the_same(monkeypatch, limit):
+    monkeypatch.setattr(ShuffledSource, "STRETCH_BYTES", limit)
+    source = ShuffledSource(image_set(), 4, 0, crop_flip)
+    assert_same(list(source.epoch(0, 7)), list(source.epoch(0))[7:])
+
+
+def test_every_image_is_seen_once_per_epoch():
+    source = ShuffledSource(image_set(50), 8, seed=0)
+    assert order(source, 1).sort().values.tolist() == list(range(50))
+    assert [len(batch.labels) for batch in source.epoch(1)] == [8] * 6 + [2]
+
+
+def test_drop_last_leaves_out_the_short_batch_only():
+    source = ShuffledSource(image_set(50), 8, seed=0, drop_last=True)
+    assert [len(batch.labels) for batch in source.epoch(1)] == [8] * 6
+    assert ShuffledSource(image_set(48), 8, seed=0, drop_last=True).steps() == 6
+
+
+def test_the_order_depends_on_seed_and_epoch_and_on_nothing_else():
+    data = image_set()
+    first = order(ShuffledSource(data, 8, seed=1), 2)
+    torch.manual_seed(123)
+    assert torch.equal(order(ShuffledSource(data, 5, seed=1, augment=crop_flip), 2), first)
+    assert not torch.equal(order(ShuffledSource(data, 8, seed=1), 3), first)
+    assert not torch.equal(order(ShuffledSource(data, 8, seed=2), 2), first)
+
+
+def test_augmentation_changes_from_epoch_to_epoch():
+    source = ShuffledSource(image_set(1), 1, 0, crop_flip)
+    seen = {next(source.epoch(number)).images.numpy().tobytes() for number in range(20)}
+    assert len(seen) > 10
+
+
+def test_a_batch_holds_the_normalised_images_labels_and_annotations_of_its_index():
+    data = image_set()
+    for batch in ShuffledSource(data, 8, seed=0).epoch(0):
+        assert torch.equal(batch.images, data.normalise(data.images[batch.index]))
+        assert torch.equal(batch.labels, data.labels[batch.index])
+        assert torch.equal(batch.annotation, data.annotation[batch.index])
+
+
+@pytest.mark.parametrize("batch_size", [0, 51])
+def test_a_batch_size_that_does_not_fit_is_refused(batch_size):
+    with pytest.raises(ValueError, match=f"batch size {batch_size} does not fit a set of 50 images"):
+        ShuffledSource(image_set(50), batch_size, seed=0)
+
+
+# ---- the set ----------------------------------------------------------------------------------------------------
+
+
+def test_normalise_is_what_torchvision_does():
+    from torchvision import transforms
+
+    data = image_set(20)
+    usual = transforms.Compose([transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
+    expected = torch.stack([usual(image.permute(1, 2, 0).numpy()) for image in data.images])
+    torch.testing.assert_close(data.normalise(data.images), expected, rtol=0, atol=1e-6)
+
+
+def test_an_evaluation_in_inference_mode_does_not_spoil_later_gradients():
+    data = replace(image_set(4), mean=(0.123, 0.2, 0.3))
+    with torch.inference_mode():
+        data.normalise(data.images)
+    weight = torch.ones(3, 1, 1, requires_grad=True)
+    (data.normalise(data.images) * weight).sum().backward()
+    assert weight.grad is not None
+
+
+@pytest.mark.parametrize("index", [slice(3, 9), torch.tensor([4, 4, 0]), torch.arange(50) % 3 == 0])
+def test_filtering_is_indexing(index):
+    data = image_set()
+    part = data[index]
+    assert len(part) == len(data.labels[index])
+    for name in ("images", "labels", "annotation"):
+        assert torch.equal(getattr(part, name), getattr(data, name)[index])
+    assert (part.classes, part.mean, part.std) == (data.classes, data.mean, data.std)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_a_gpu_sees_the_batches_that_the_cpu_sees():
+    data = image_set()
+    on_gpu = list(ShuffledSource(data.to("cuda"), 8, 0, crop_flip).epoch(1))
+    for there, here in zip(on_gpu, ShuffledSource(data, 8, 0, crop_flip).epoch(1), strict=True):
+        assert torch.equal(there.index.cpu(), here.index)
+        torch.testing.assert_close(there.images.cpu(), here.images, rtol=0, atol=1e-6)
+
+
+def changed(tensor: Tensor, value: int) -> Tensor:
+    other = tensor.clone()
+    other.view(-1)[17] = value
+    return other
+
+
+def test_the_digest_changes_with_every_thing_a_run_sees():
+    data = image_set()
+    others = [
+        replace(data, images=changed(data.images, int(data.images.view(-1)[17]) ^ 1)),
+        replace(data, labels=changed(data.labels, int(data.labels[17] + 1) % 5)),
+        replace(data, annotation=changed(data.annotation, not data.annotation.view(-1)[17])),
+        replace(data, annotation=None),
+        replace(data, classes=tuple("abcdf")),
+        replace(data, mean=(0.4, 0.4, 0.4)),
+        replace(data, std=(0.2, 0.2, 0.2)),
+        data[:49],
+    ]
+    assert len({data.digest(), *(other.digest() for other in others)}) == len(others) + 1
+
+
+def test_the_digest_does_not_depend_on_how_the_tensors_lie_in_memory():
+    data = image_set()
+    assert replace(data, images=data.images.to(memory_format=torch.channels_last)).digest() == data.digest()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"images": torch.zeros(50, 3, 8, 8)}, r"images must be uint8 \[n c h w\], not torch.float32"),
+        ({"images": torch.zeros(50, 8, 8, dtype=torch.uint8)}, r"not torch.uint8 \[50, 8, 8\]"),
+        ({"labels": torch.zeros(49, dtype=torch.int64)}, r"labels must be int64 \[50\]"),
+        ({"labels": torch.zeros(50, dtype=torch.int32)}, "labels must be int64"),
+        ({"labels": torch.full((50,), 5)}, r"labels must lie in 0\.\.4"),
+        ({"labels": torch.full((50,), -1)}, r"labels must lie in 0\.\.4"),
+        ({"mean": (0.5,)}, "mean and std must have 3 finite numbers"),
+        ({"std": (0.5, 0.5)}, "mean and std must have 3 finite numbers"),
+        ({"std": (0.5, 0.5, 0.0)}, "std above 0"),
+        ({"std": (0.5, 0.5, float("nan"))}, "finite"),
+        ({"mean": (0.5, 0.5, float("inf"))}, "finite"),
+        ({"annotation": torch.zeros(50, 3, 8, 8, dtype=torch.bool)}, r"annotation must be \[n 1 h w\]"),
+    ],
+)
+def test_a_set_whose_parts_do_not_fit_together_is_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        replace(image_set(), **wrong)

@@ -1,0 +1,113 @@
+"""A run that is killed at any moment and started again ends with the same bytes as one that was left alone."""
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from conftest import KillAtRandom, Killed, Zygote, differing, files_of
+
+WHOLE_TEST_S = 60.0
+CHANGING = ("after replace", "after unlink", "after fsync .", "half of write")  # "fsync .": of a temporary file
+
+
+def told(killed: Killed) -> str:
+    stages = ", ".join(f"{stage}: {n}" for stage, n in sorted(killed.stages.items()))
+    return f"{killed.kills} kills in {killed.runs} runs, {killed.seconds:.0f} s; {stages}; differing: {killed.differing}"
+
+
+def check(killed: Killed, kills: int) -> None:
+    print(told(killed))
+    assert killed.kills == kills
+    assert not killed.differing, told(killed)
+
+
+def test_killed_30_times_at_random_moments_no_file_differs(
+    kill_at_random: KillAtRandom, tiny_run: list[str], tmp_path: Path
+) -> None:
+    stages, seconds = set(), 0.0
+    for every, kills in (("0", 14), ("0.05", 8), ("60", 8)):
+        killed = kill_at_random([*tiny_run, "--checkpoint_every", every], tmp_path / every, kills, seed=1)
+        check(killed, kills)
+        stages |= killed.stages.keys()
+        seconds += killed.seconds
+    assert len(stages) >= 4, f"the kills hit only {stages}"
+    assert seconds < WHOLE_TEST_S
+
+
+# ---- every moment, not random ones ---------------------------------------------------------------------------------
+
+
+def points_of(
+    zygote: Zygote, words: list[str], folder: Path, log: Path
+) -> tuple[list[str], dict[str, bytes]]:
+    """The label of every point of an undisturbed run at which a file changes, and the files that it leaves."""
+    ended = zygote.run(words, folder, hooks=[["killpoints", "install", 0, str(log)]])
+    assert ended.code == 0, ended.output
+    return log.read_text().splitlines(), files_of(folder)
+
+
+def kill_at(zygote: Zygote, words: list[str], folder: Path, point: int) -> dict[str, bytes]:
+    """The files of a run that was killed at ``point`` and started again."""
+    ended = zygote.run(words, folder, hooks=[["killpoints", "install", point, ""]])
+    assert ended.code == -signal.SIGKILL, ended.output
+    again = zygote.run(words, folder)
+    assert again.code == 0, again.output
+    return files_of(folder)
+
+
+def killed_at_each(zygote: Zygote, words: list[str], folder: Path, every_point: bool) -> None:
+    labels, expected = points_of(zygote, words, folder / "undisturbed", folder / "points")
+    wanted = list(range(1, len(labels) + 1))
+    if not every_point:  # the first of each kind that leaves other files behind than the point before it
+        first = {label: number for number, label in reversed(list(enumerate(labels, 1)))}
+        wanted = sorted(number for label, number in first.items() if label.startswith(CHANGING))
+    bad = []
+    for point in wanted:
+        found = differing(expected, kill_at(zygote, words, folder / f"point-{point}", point))
+        bad += [f"{name} after a kill at point {point}: {labels[point - 1]}" for name in found]
+    print(f"{len(wanted)} of {len(labels)} points, {len(bad)} files differ")
+    assert not bad, "\n".join(bad)
+
+
+def test_killed_at_each_kind_of_file_change_no_file_differs(
+    zygote: Zygote, tiny_run: list[str], tmp_path: Path
+) -> None:
+    words = [*tiny_run, "--checkpoint_every", "0", "--epochs", "1", "--batch_size", "36"]
+    killed_at_each(zygote, words, tmp_path, every_point=False)
+
+
+@pytest.mark.slow
+def test_killed_before_and_after_every_single_file_change_no_file_differs(
+    zygote: Zygote, tiny_run: list[str], tmp_path: Path
+) -> None:
+    words = [
+        *tiny_run,
+        "--checkpoint_every",
+        "0",
+        "--epochs",
+        "2",
+        "--batch_size",
+        "36",
+        "--robustness_masks",
+        "1",
+    ]
+    killed_at_each(zygote, words, tmp_path, every_point=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("every", ["0", "0.05", "60"])
+def test_killed_100_times_at_random_moments_no_file_differs(
+    kill_at_random: KillAtRandom, tiny_run: list[str], tmp_path: Path, every: str
+) -> None:
+    check(
+        kill_at_random([*tiny_run, "--checkpoint_every", every], tmp_path, 100, seed=int(float(every) * 100)),
+        100,
+    )
+
+
+@pytest.mark.slow
+def test_the_real_command_killed_8_times_while_it_starts_or_works_no_file_differs(
+    kill_at_random: KillAtRandom, tiny_run: list[str], tmp_path: Path
+) -> None:
+    check(kill_at_random([*tiny_run, "--checkpoint_every", "0"], tmp_path, 8, seed=3, real=True), 8)

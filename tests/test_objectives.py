@@ -1,0 +1,372 @@
+"""The masked loss, against the closed forms of masked-loss.md 1.5 and against one plain hooked pass per mask."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from perturblab.images import Batch
+from perturblab.models import VGG
+from perturblab.objectives import Clock, Loss, Objective
+from perturblab.objectives.cross_entropy import CrossEntropy
+from perturblab.objectives.masked import MaskedLoss, combine, warmed_up
+from perturblab.streams import seeded, stream
+from perturblab.studies.masked_loss import Train
+from perturblab.studies.masked_loss import run as study
+
+LATE = Clock(epoch=150, step=0, steps=1, epochs=200)
+CLAMPS = ("hard", "rescale", "none")
+lambdas = st.floats(0, 3, width=32)
+seeds = st.integers(0, 10**6)
+
+
+def a_batch(n: int = 5, seed: int = 0, dtype: torch.dtype = torch.float32) -> Batch:
+    generator = stream(seed, "batch")
+    images = torch.randn(n, 3, 32, 32, generator=generator, dtype=dtype)
+    return Batch(images, torch.randint(10, (n,), generator=generator), torch.arange(n))
+
+
+def a_model(dtype: torch.dtype = torch.float32) -> VGG:
+    """In training mode; its output layer is large enough that losses differ from ln 10."""
+    with seeded(0, "init"):
+        model = VGG("vgg11", width=0.05)
+        nn.init.normal_(model.classifier[2].weight, 0, 0.5)
+    return model.to(dtype)
+
+
+def scalar(value: float) -> Tensor:
+    return torch.tensor(value, dtype=torch.float64, requires_grad=True)
+
+
+def value(number: Tensor | int) -> float:
+    return number.item() if isinstance(number, Tensor) else number
+
+
+def gradients(total: Tensor, *of: Tensor) -> list[float]:
+    return [g.item() if g is not None else 0.0 for g in torch.autograd.grad(total, of, allow_unused=True)]
+
+
+# ---- L_total from its two losses -------------------------------------------------------------------------------
+
+
+def two_losses(seed: int, scale: float) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """L_full and L_ablated of a random linear head under three random masks, and what they depend on."""
+    generator = stream(seed, "head")
+    hidden = torch.randn(8, 12, generator=generator).relu().requires_grad_()
+    head = (scale * torch.randn(10, 12, generator=generator)).requires_grad_()
+    labels = torch.randint(10, (8,), generator=generator)
+    masks = torch.rand(3, 12, generator=generator) < 0.5
+    ablated = torch.stack([cross_entropy((hidden * mask) @ head.T, labels) for mask in masks]).mean()
+    return cross_entropy(hidden @ head.T, labels), ablated, [hidden, head]
+
+
+@given(seeds, st.floats(0.01, 3), lambdas)
+@settings(max_examples=60, deadline=None)
+def test_while_the_clamp_acts_the_gradient_is_exactly_1_minus_half_lambda_times_that_of_the_full_loss(
+    seed, scale, lam
+) -> None:
+    full, ablated, inputs = two_losses(seed, scale)
+    assume(ablated > 0.5 * full)
+    weight = torch.tensor(lam)
+    found = torch.autograd.grad(combine(full, ablated, weight, "hard"), inputs, retain_graph=True)
+    expected = torch.autograd.grad((1 - weight / 2) * full, inputs)
+    assert all(torch.equal(f, e) for f, e in zip(found, expected, strict=True))
+
+
+@given(seeds, st.floats(0.01, 3))
+@settings(max_examples=30, deadline=None)
+def test_with_lambda_1_it_is_exactly_half_the_gradient_of_the_full_loss(seed, scale) -> None:
+    full, ablated, inputs = two_losses(seed, scale)
+    assume(ablated > 0.5 * full)
+    found = torch.autograd.grad(combine(full, ablated, torch.tensor(1.0), "hard"), inputs, retain_graph=True)
+    assert all(torch.equal(f, 0.5 * g) for f, g in zip(found, torch.autograd.grad(full, inputs), strict=True))
+
+
+@given(st.floats(0.1, 20), st.floats(0, 0.49), lambdas)
+def test_while_the_clamp_does_not_act_the_ablated_loss_counts_in_full(f, share, lam) -> None:
+    for clamp in ("hard", "rescale", "none"):
+        full, ablated = scalar(f), scalar(share * f)
+        total = combine(full, ablated, torch.tensor(lam, dtype=torch.float64), clamp)
+        assert total.item() == pytest.approx(f - lam * share * f)
+        assert gradients(total, full, ablated) == pytest.approx([1, -lam])
+
+
+def test_the_gradient_in_logits_is_that_of_the_two_cross_entropies_when_the_clamp_does_not_act() -> None:
+    """Intact confidently wrong, ablated right: softmax minus one-hot, over the batch."""
+    generator = stream(0, "logits")
+    labels = torch.randint(10, (6,), generator=generator)
+    one_hot = nn.functional.one_hot(labels, 10).double()
+    intact = (torch.randn(6, 10, generator=generator, dtype=torch.float64) - 9 * one_hot).requires_grad_()
+    ablated = (torch.randn(6, 10, generator=generator, dtype=torch.float64) + 5 * one_hot).requires_grad_()
+    losses = cross_entropy(intact, labels), cross_entropy(ablated, labels)
+    assert losses[1] < 0.5 * losses[0]
+    found = torch.autograd.grad(
+        combine(*losses, torch.tensor(0.7, dtype=torch.float64), "hard"), [intact, ablated]
+    )
+    torch.testing.assert_close(found[0], (intact.softmax(1) - one_hot) / 6)
+    torch.testing.assert_close(found[1], -0.7 * (ablated.softmax(1) - one_hot) / 6)
+
+
+@given(st.floats(0.1, 20), lambdas)
+def test_at_a_tie_the_gradient_is_split_as_torch_min_does(f, lam) -> None:
+    full, ablated = scalar(f), scalar(0.5 * f)
+    total = combine(full, ablated, torch.tensor(lam, dtype=torch.float64), "hard")
+    assert gradients(total, full, ablated) == pytest.approx([1 - lam / 4, -lam / 2])
+
+
+@given(st.floats(0.01, 20), st.floats(0.51, 30), lambdas)
+def test_rescale_has_the_value_of_hard_and_lets_the_ablated_gradient_through(f, share, lam) -> None:
+    full, ablated, weight = scalar(f), scalar(share * f), torch.tensor(lam, dtype=torch.float64)
+    hard, rescaled = (combine(full, ablated, weight, clamp) for clamp in ("hard", "rescale"))
+    assert rescaled.item() == pytest.approx(hard.item()) == pytest.approx(f * (1 - lam / 2))
+    assert gradients(hard, full, ablated) == pytest.approx([1 - lam / 2, 0])
+    assert gradients(rescaled, full, ablated) == pytest.approx([1, -lam * 0.5 / share])
+
+
+@given(st.floats(0.01, 20), st.floats(0, 30), lambdas)
+def test_without_a_clamp_the_ablated_loss_always_counts_in_full(f, share, lam) -> None:
+    full, ablated = scalar(f), scalar(share * f)
+    total = combine(full, ablated, torch.tensor(lam, dtype=torch.float64), "none")
+    assert total.item() == pytest.approx(f - lam * share * f)
+    assert gradients(total, full, ablated) == pytest.approx([1, -lam])
+
+
+@pytest.mark.parametrize("clamp", CLAMPS)
+def test_two_losses_of_zero_give_zero_and_finite_gradients(clamp) -> None:
+    full, ablated = scalar(0.0), scalar(0.0)
+    total = combine(full, ablated, torch.tensor(1.0, dtype=torch.float64), clamp)
+    assert total.item() == 0
+    assert torch.tensor(gradients(total, full, ablated)).isfinite().all()
+
+
+# ---- lambda ------------------------------------------------------------------------------------------------------
+
+
+def over_epochs(weight, epochs: int) -> list[float]:
+    return [weight(Clock(epoch, 0, 1, epochs)) for epoch in range(1, epochs + 1)]
+
+
+@pytest.mark.parametrize("epochs", [5, 9, 10, 14, 15, 35, 37, 200, 300])
+@pytest.mark.parametrize("lambda_max", [0.0, 0.3, 1.0, 2.5])
+def test_lambda_rises_linearly_over_the_first_fifth_of_the_epochs_and_stays(epochs, lambda_max) -> None:
+    warmup = epochs // 5
+    found = over_epochs(warmed_up(lambda_max), epochs)
+    assert found == pytest.approx([lambda_max * min(e, warmup) / warmup for e in range(1, epochs + 1)])
+    assert found[0] == pytest.approx(lambda_max / int(0.2 * epochs))
+    assert set(found[warmup - 1 :]) == {lambda_max}
+
+
+def test_lambda_of_the_documented_200_epochs_starts_at_a_fortieth() -> None:
+    assert over_epochs(warmed_up(1.0), 200)[:3] == pytest.approx([0.025, 0.05, 0.075])
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3, 4])
+def test_below_five_epochs_lambda_is_at_its_maximum_from_the_start(epochs) -> None:
+    assert over_epochs(warmed_up(0.7), epochs) == [0.7] * epochs
+
+
+def test_lambda_max_changes_the_loss() -> None:
+    totals = set()
+    for lambda_max in (0.0, 0.5, 1.0):
+        loss = MaskedLoss(0, 26, lambda_max=lambda_max)
+        totals.add(round(loss(a_model(), a_batch(), loss.draw(a_batch(), LATE)).total.item(), 6))
+    assert len(totals) == 3
+
+
+# ---- masks -------------------------------------------------------------------------------------------------------
+
+
+def masks_at(objective: MaskedLoss, batch: Batch, epoch: int = 1, step: int = 0) -> Tensor:
+    return objective.draw(batch, Clock(epoch, step, 10, 200))["keep_masks"]
+
+
+def test_masks_depend_on_seed_epoch_and_step_and_on_nothing_in_the_batch() -> None:
+    loss = MaskedLoss(3, 512)
+    masks = masks_at(loss, a_batch(5, seed=0))
+    assert torch.equal(masks, masks_at(loss, a_batch(9, seed=1)))
+    assert torch.equal(masks, masks_at(MaskedLoss(3, 512, lambda_max=0.1, clamp="none"), a_batch()))
+    for other in (
+        masks_at(loss, a_batch(), epoch=2),
+        masks_at(loss, a_batch(), step=1),
+        masks_at(MaskedLoss(4, 512), a_batch()),
+    ):
+        assert not torch.equal(masks, other)
+
+
+@pytest.mark.parametrize("n_masks", [1, 3, 7])
+def test_each_step_draws_as_many_masks_as_asked_for(n_masks) -> None:
+    masks = masks_at(MaskedLoss(0, 512, n_masks), a_batch())
+    assert masks.shape == (n_masks, 512)
+    assert masks.dtype == torch.bool
+    assert 1 <= int(masks.sum(1).min()) <= int(masks.sum(1).max()) <= 510
+
+
+# ---- the whole objective against plain hooked passes -----------------------------------------------------------------
+
+
+def naive(model: VGG, layer: nn.Module, batch: Batch, masks: Tensor, lam: float, clamp: str) -> Tensor:
+    """The document's loss by a whole pass per mask, with a forward hook that multiplies the layer's output."""
+    full = cross_entropy(model(batch.images), batch.labels)
+    losses = []
+    for mask in masks:
+        handle = layer.register_forward_hook(
+            lambda _, __, out, m=mask: out * m.view(1, -1, *[1] * (out.dim() - 2))
+        )
+        losses.append(cross_entropy(model(batch.images), batch.labels))
+        handle.remove()
+    ablated = sum(losses) / len(losses)
+    if clamp == "none":
+        return full - lam * ablated
+    if clamp == "hard":
+        return full - lam * torch.min(ablated, 0.5 * full)
+    return full - lam * min(1.0, (0.5 * full / ablated).item()) * ablated
+
+
+@pytest.mark.parametrize("clamp", CLAMPS)
+@pytest.mark.parametrize(
+    ("site", "layer", "passes"), [("hidden", "classifier.1", 1), ("conv1", "features.2", 4)]
+)
+def test_value_and_gradient_are_those_of_a_hooked_pass_per_mask(site, layer, passes, clamp) -> None:
+    ours, batch = a_model(torch.float64), a_batch(dtype=torch.float64)
+    theirs, once = copy.deepcopy(ours), copy.deepcopy(ours)
+    calls: list[int] = []
+    ours.features[0].register_forward_hook(lambda *_: calls.append(1))
+    objective = MaskedLoss(1, ours.site(site).width, 3, 0.75, clamp, site)
+    draws = objective.draw(batch, LATE)
+
+    loss = objective(ours, batch, draws)
+    expected = naive(theirs, theirs.get_submodule(layer), batch, draws["keep_masks"], 0.75, clamp)
+    loss.total.backward()
+    expected.backward()
+
+    torch.testing.assert_close(loss.total, expected, rtol=0, atol=1e-10)
+    for mine, plain in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, plain.grad, rtol=0, atol=1e-10)
+    assert len(calls) == passes  # the trunk runs once where masks act behind it
+    once(batch.images)
+    for (name, mine), plain in zip(ours.named_buffers(), once.buffers(), strict=True):
+        assert torch.equal(mine, plain), name  # BatchNorm moved exactly once
+    assert ours.features[1].num_batches_tracked == 1
+
+
+def test_the_masked_gradient_reaches_the_weights_under_rescale_and_not_under_hard() -> None:
+    grads = {}
+    for clamp in ("hard", "rescale"):
+        model, objective = a_model(), MaskedLoss(0, 26, clamp=clamp)
+        loss = objective(model, a_batch(), objective.draw(a_batch(), LATE))
+        assert value(loss.parts["clamp_active"][0]) == 1
+        loss.total.backward()
+        grads[clamp] = model.classifier[0].weight.grad
+    plain = a_model()
+    (0.5 * cross_entropy(plain(a_batch().images), a_batch().labels)).backward()
+    assert torch.equal(grads["hard"], plain.classifier[0].weight.grad)
+    assert not torch.allclose(grads["rescale"], plain.classifier[0].weight.grad)
+
+
+@pytest.mark.parametrize("site", ["hidden", "conv1"])
+def test_with_lambda_0_a_step_is_a_step_of_plain_cross_entropy(site) -> None:
+    masked, plain = a_model(), a_model()
+    objective = MaskedLoss(0, masked.site(site).width, lambda_max=0.0, site=site)
+    objective(masked, a_batch(), objective.draw(a_batch(), LATE)).total.backward()
+    CrossEntropy()(plain, a_batch(), {}).total.backward()
+    assert all(
+        torch.equal(a.grad, b.grad) for a, b in zip(masked.parameters(), plain.parameters(), strict=True)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(masked.buffers(), plain.buffers(), strict=True))
+
+
+def test_the_logits_are_those_of_the_intact_network() -> None:
+    for worker in (MaskedLoss(0, 26), MaskedLoss(0, 3, site="conv1"), CrossEntropy()):
+        loss = worker(a_model(), a_batch(), worker.draw(a_batch(), LATE))
+        assert torch.equal(loss.logits, a_model()(a_batch().images))
+        assert loss.total.shape == ()
+
+
+# ---- parts -------------------------------------------------------------------------------------------------------
+
+
+def test_parts_are_sums_with_their_count_so_that_epoch_means_are_over_samples() -> None:
+    """Two batches of 7 and 2: the mean over the epoch is over 9 images, not over two batches."""
+    objective, model = MaskedLoss(0, 26), a_model().eval()
+    batches = [a_batch(7, seed=1), a_batch(2, seed=2)]
+    losses = [objective(model, batch, objective.draw(batch, LATE)) for batch in batches]
+    for name in ("loss_full", "loss_ablated", "loss_total"):
+        assert [loss.parts[name][1] for loss in losses] == [7, 2]
+    both = Batch(*(torch.cat([getattr(b, f) for b in batches]) for f in ("images", "labels", "index")))
+    together = objective(model, both, objective.draw(both, LATE))
+    for name in ("loss_full", "loss_ablated"):
+        total, n = (sum(value(loss.parts[name][i]) for loss in losses) for i in (0, 1))
+        assert total / n == pytest.approx(value(together.parts[name][0]) / 9, rel=1e-5)
+    assert value(together.parts["loss_full"][0]) / 9 == pytest.approx(
+        value(cross_entropy(model(both.images), both.labels)), rel=1e-5
+    )
+    assert value(together.parts["loss_total"][0]) / 9 == pytest.approx(value(together.total), rel=1e-6)
+
+
+def test_clamp_active_says_1_where_the_ablated_loss_is_over_half_the_full_one_and_0_elsewhere() -> None:
+    worker, batch, model = MaskedLoss(0, 26), a_batch(), a_model().eval()
+    draws = worker.draw(batch, LATE)
+    assert [value(x) for x in worker(model, batch, draws).parts["clamp_active"]] == [1, 1]
+    with torch.no_grad():
+        model.classifier[2].weight.mul_(300)
+        wrong = Batch(batch.images, model(batch.images).argmin(1), batch.index)
+    one_unit = {**draws, "keep_masks": torch.eye(26, dtype=torch.bool)}  # confidently wrong only when intact
+    assert [value(x) for x in worker(model, wrong, one_unit).parts["clamp_active"]] == [0, 1]
+
+
+def test_plain_cross_entropy_is_torchs_and_a_weight_multiplies_it() -> None:
+    model, batch = a_model().eval(), a_batch()
+    expected = cross_entropy(model(batch.images), batch.labels)
+    plain, weighted = CrossEntropy(), CrossEntropy(lambda clock: 0.25 * clock.epoch)
+    assert plain.draw(batch, LATE) == {}
+    loss = plain(model, batch, {})
+    assert torch.equal(loss.total, expected)
+    found = weighted(model, batch, weighted.draw(batch, Clock(3, 0, 1, 5)))
+    assert value(found.total) == pytest.approx(0.75 * value(expected))
+    assert value(found.parts["loss_full"][0]) == pytest.approx(5 * value(expected))
+    assert value(found.parts["loss_total"][0]) == pytest.approx(5 * 0.75 * value(expected))
+    assert {n for _, n in found.parts.values()} == {5}
+
+
+# ---- the control arm ---------------------------------------------------------------------------------------------
+
+
+def trained(worker: Objective, epochs: int, of: int) -> tuple[VGG, list[Loss]]:
+    model = a_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+    losses = []
+    for epoch in range(1, epochs + 1):
+        batch = a_batch(seed=epoch)
+        loss = worker(model, batch, worker.draw(batch, Clock(epoch, 0, 1, of)))
+        optimizer.zero_grad()
+        loss.total.backward()
+        optimizer.step()
+        losses.append(loss)
+    return model, losses
+
+
+def arm(mode: str, **more: object) -> Objective:
+    return study.objective(Train.parse({"arch": "vgg11", "mode": mode, "seed": 0, **more}), a_model())
+
+
+@pytest.mark.parametrize(("of", "tolerance"), [(4, 0.0), (50, 1e-5)])
+def test_half_loss_training_reproduces_the_hard_clamp_while_it_acts(of, tolerance) -> None:
+    """With lambda 1 to the bit; during the warm-up to the rounding of 1 - lambda / 2."""
+    masked, losses = trained(arm("masked"), 4, of)
+    control, _ = trained(arm("half-loss"), 4, of)
+    assert [value(loss.parts["clamp_active"][0]) for loss in losses] == [1.0] * 4
+    for a, b in zip(masked.state_dict().values(), control.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=tolerance)
+
+
+def test_the_settings_of_a_run_choose_its_objective() -> None:
+    assert isinstance(arm("baseline"), CrossEntropy)
+    assert arm("baseline").draw(a_batch(), LATE) == {}
+    assert value(arm("half-loss", lambda_max=0.5).draw(a_batch(), LATE)["weight"]) == 0.75
+    draws = arm("masked", n_masks=5, lambda_max=0.5, site="conv1").draw(a_batch(), LATE)
+    assert draws["keep_masks"].shape == (5, 3)  # conv1 at width 0.05 has 3 channels
+    assert value(draws["weight"]) == 0.5

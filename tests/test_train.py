@@ -1,0 +1,411 @@
+"""``fit``: what it trains is what it says, and stopping it anywhere changes nothing."""
+
+import json
+import shutil
+import signal
+import threading
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from conftest import (
+    Trained,
+    Zygote,
+    fresh_model,
+    same_weights,
+    tiny_folder,
+    tiny_images,
+    train_tiny,
+)
+from perturblab.images import Batch, ShuffledSource
+from perturblab.objectives import Clock, Loss
+from perturblab.objectives.cross_entropy import CrossEntropy
+from perturblab.objectives.masked import MaskedLoss
+from perturblab.runs import Diverged, Row
+from perturblab.schedules import multistep
+from perturblab.signals import Interrupted, StopFlag
+from perturblab.sites import SteppedModel
+from perturblab.train import Decision, Epoch
+
+STEPS, EPOCHS = 3, 3  # of train_tiny
+
+
+def masked(lambda_max: float = 1.0, site: str = "hidden") -> MaskedLoss:
+    return MaskedLoss(
+        seed=0, width={"hidden": 6, "conv1": 4}[site], lambda_max=lambda_max, site=site, clamp="none"
+    )
+
+
+class Crash(Exception):
+    """The process is gone: nothing after this is written."""
+
+
+class Crashing(CrossEntropy):
+    """Dies in its ``n``-th step, counted from 1."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.left = n
+
+    def draw(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
+        self.left -= 1
+        if self.left == 0:
+            raise Crash
+        return super().draw(batch, clock)
+
+
+def until(rows: list[Row], epoch: int) -> Decision:
+    """Early stopping: a pure function of the rows."""
+    return Decision(stop=bool(rows) and rows[-1]["epoch"] >= epoch)
+
+
+@pytest.fixture
+def undisturbed(tmp_path: Path) -> Trained:
+    return train_tiny(tmp_path / "undisturbed")
+
+
+# ---- stopped and resumed -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", range(1, STEPS * EPOCHS + 1))
+def test_a_run_stopped_after_any_step_and_started_again_ends_with_the_same_weights_and_rows(
+    tmp_path: Path, undisturbed: Trained, step: int
+) -> None:
+    with pytest.raises(Interrupted):
+        train_tiny(tmp_path / "stopped", stop_after=step, checkpoint_every_s=1e9)
+    assert train_tiny(tmp_path / "stopped").same(undisturbed)
+
+
+@pytest.mark.parametrize("every_s", [0.0, 1e9])
+@pytest.mark.parametrize("step", range(1, STEPS * EPOCHS + 1))
+def test_a_run_that_crashed_in_any_step_and_started_again_ends_with_the_same_weights_and_rows(
+    tmp_path: Path, undisturbed: Trained, step: int, every_s: float
+) -> None:
+    with pytest.raises(Crash):
+        train_tiny(tmp_path / "crashed", objective=Crashing(step), checkpoint_every_s=every_s)
+    assert train_tiny(tmp_path / "crashed", checkpoint_every_s=every_s).same(undisturbed)
+
+
+def test_a_run_stopped_after_every_single_step_ends_with_the_same_weights_and_rows(
+    tmp_path: Path, undisturbed: Trained
+) -> None:
+    stops = 0
+    while True:
+        try:
+            again = train_tiny(tmp_path / "stopped", stop_after=1)
+            break
+        except Interrupted:
+            stops += 1
+            assert stops < 50, "it does not come forward"
+    assert stops >= STEPS * EPOCHS
+    assert again.same(undisturbed)
+
+
+@pytest.mark.parametrize("epoch", [1, 2, 3])
+def test_a_crash_in_the_loop_body_measures_the_epoch_again_and_its_rows_stand_once(
+    tmp_path: Path, undisturbed: Trained, epoch: int
+) -> None:
+    def crash_late(model: SteppedModel, now: Epoch) -> None:
+        run.log(kind="probe", epoch=now.number, value=1.0)
+        if now.number == epoch:
+            raise Crash
+
+    def probe(model: SteppedModel, now: Epoch) -> None:
+        run.log(kind="probe", epoch=now.number, value=1.0)
+
+    run = tiny_folder(tmp_path / "whole")
+    whole = train_tiny(tmp_path / "whole", body=probe)
+    run = tiny_folder(tmp_path / "crashed")
+    with pytest.raises(Crash):
+        train_tiny(tmp_path / "crashed", body=crash_late)
+    again = train_tiny(tmp_path / "crashed", body=probe)
+    assert [now.number for now in again.epochs] == list(range(epoch, EPOCHS + 1))
+    assert again.same(whole)
+    assert again.rows.count(b'"probe"') == EPOCHS
+
+
+def test_the_checkpoint_of_an_epoch_is_on_disk_before_the_epoch_is_yielded(tmp_path: Path) -> None:
+    found = []
+
+    def look(model: SteppedModel, epoch: Epoch) -> None:
+        newest = sorted((tiny_folder(tmp_path).path).glob("checkpoint-*.pt"))[-1]
+        found.append((newest.name, epoch.number))
+
+    train_tiny(tmp_path, body=look)
+    assert found == [(f"checkpoint-{epoch:06d}-{STEPS:08d}.pt", epoch) for epoch in (1, 2, 3)]
+
+
+def test_a_signal_while_an_epoch_is_measured_loses_no_step(tmp_path: Path, undisturbed: Trained) -> None:
+    stop = StopFlag()
+
+    def interrupt(model: SteppedModel, epoch: Epoch) -> None:
+        stop.number = signal.SIGTERM if epoch.number == 2 else 0
+
+    with pytest.raises(Interrupted):
+        train_tiny(tmp_path / "stopped", stop=stop, body=interrupt, checkpoint_every_s=1e9)
+    assert [p.name for p in tiny_folder(tmp_path / "stopped").checkpoints()] == [
+        "checkpoint-000002-00000003.pt"
+    ]
+    assert train_tiny(tmp_path / "stopped").same(undisturbed)
+
+
+def test_early_stopping_is_decided_again_on_resume_and_keeps_the_last_state(tmp_path: Path) -> None:
+    decide = partial(until, epoch=2)
+    whole = train_tiny(tmp_path / "whole", decide=decide, checkpoint_every_s=1e9)
+    assert [epoch.number for epoch in whole.epochs] == [1, 2]
+    kept = torch.load(whole.folder.checkpoints()[-1], weights_only=True)
+    assert (kept["epoch"], kept["step"]) == (2, STEPS)
+    assert same_weights(whole.weights, kept["model"])
+    for step in range(1, 2 * STEPS + 1):
+        here = tmp_path / f"stopped-{step}"
+        with pytest.raises(Interrupted):
+            train_tiny(here, stop_after=step, decide=decide)
+        assert train_tiny(here, decide=decide).same(whole)
+    assert train_tiny(tmp_path / "whole", decide=decide).same(whole)  # called again when it had ended
+
+
+def test_a_run_decided_to_stop_at_once_trains_nothing(tmp_path: Path) -> None:
+    run = train_tiny_nothing(tmp_path)
+    assert not run.epochs
+    assert same_weights(run.weights, fresh_model().state_dict())
+
+
+def train_tiny_nothing(folder: Path) -> Trained:
+    path = tiny_folder(folder).path
+    path.mkdir(parents=True)
+    (path / "rows.jsonl").write_text("")
+    return train_tiny(folder, decide=lambda rows: Decision(stop=True))
+
+
+@pytest.mark.parametrize("every", [1, 10])
+def test_measuring_every_epoch_or_every_tenth_gives_the_same_weights(
+    zygote: Zygote, tiny_run: list[str], tmp_path: Path, every: int
+) -> None:
+    weights = []
+    for n in (1, every):
+        words = [*tiny_run, "--eval_every", str(n), "--clean_every", str(n), "--robustness_masks", "0"]
+        assert zygote.run(words, tmp_path / str(n)).code == 0
+        path = tmp_path / str(n) / "checkpoints" / "vgg11_masked_seed0.pt"
+        weights.append(torch.load(path, weights_only=True)["model_state_dict"])
+    assert same_weights(*weights)
+
+
+# ---- what a step does ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "objective", [CrossEntropy(), masked(), masked(site="conv1")], ids=["plain", "hidden", "conv1"]
+)
+def test_batchnorm_is_updated_once_per_step(tmp_path: Path, objective: Any) -> None:
+    run = train_tiny(tmp_path, objective=objective)
+    assert int(run.weights["conv.1.num_batches_tracked"]) == STEPS * EPOCHS
+
+
+@pytest.mark.parametrize("site", ["hidden", "conv1"])
+def test_masked_with_lambda_max_0_ends_bit_equal_to_the_baseline(tmp_path: Path, site: str) -> None:
+    baseline = train_tiny(tmp_path / "baseline")
+    assert same_weights(train_tiny(tmp_path / "zero", objective=masked(0.0, site)).weights, baseline.weights)
+    other = train_tiny(tmp_path / "one", objective=masked(1.0, site)).weights
+    assert not same_weights(other, baseline.weights)
+
+
+def test_arms_see_the_same_images_and_start_from_the_same_weights(
+    zygote: Zygote, tiny_run: list[str], tmp_path: Path
+) -> None:
+    """The real command: baseline, and masked with lambda_max 0, to the last bit."""
+    weights = []
+    for mode in ("baseline", "masked"):
+        words = [*tiny_run, "--mode", mode, "--lambda_max", "0", "--robustness_masks", "0"]
+        assert zygote.run(words, tmp_path).code == 0
+        path = tmp_path / "checkpoints" / f"vgg11_{mode}_seed0.pt"
+        weights.append(torch.load(path, weights_only=True)["model_state_dict"])
+    assert same_weights(*weights)
+
+
+class Plain(SteppedModel):
+    """A linear model without anything random."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(64, 3)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def steps(self) -> list[Any]:
+        return [(None, lambda images: self.linear(images.flatten(1)))]
+
+
+def by_hand(lr: list[float]) -> tuple[Tensor, list[float], list[float]]:
+    """Plain SGD on the linear model: its weight, and mean loss and accuracy per epoch from pre-step logits."""
+    model, images = Plain(), tiny_images()
+    losses, accuracies = [], []
+    for epoch, rate in enumerate(lr, 1):
+        loss_sum, correct = 0.0, 0
+        for batch in ShuffledSource(images, 8, seed=0).epoch(epoch):
+            logits = model(batch.images)
+            loss = cross_entropy(logits, batch.labels)
+            gradients = torch.autograd.grad(loss, list(model.parameters()))
+            with torch.no_grad():
+                for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+                    parameter -= rate * gradient
+            loss_sum += float(loss.detach()) * len(batch.labels)
+            correct += int((logits.argmax(1) == batch.labels).sum())
+        losses.append(loss_sum / len(images))
+        accuracies.append(correct / len(images))
+    return model.linear.weight.detach(), losses, accuracies
+
+
+def test_means_count_every_image_once_and_online_accuracy_is_of_the_logits_before_the_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """20 images in batches of 8: a mean of batch means would count those of the last batch twice."""
+    monkeypatch.setattr("conftest.fresh_model", Plain)
+    monkeypatch.setitem(__import__("conftest").AUGMENTS, "crop", None)
+    run = train_tiny(tmp_path, optimizer=partial(torch.optim.SGD, lr=0.1))
+    weight, losses, accuracies = by_hand([0.1, 0.1, 0.01])
+    assert [epoch.lr for epoch in run.epochs] == pytest.approx([0.1, 0.1, 0.01])
+    assert torch.allclose(run.weights["linear.weight"], weight, atol=1e-7)
+    assert [epoch.means["loss_full"] for epoch in run.epochs] == pytest.approx(losses, rel=1e-6)
+    assert [epoch.accuracy_online for epoch in run.epochs] == accuracies
+
+
+def test_the_schedule_not_the_optimizers_own_rate_is_used(tmp_path: Path) -> None:
+    slow = train_tiny(tmp_path / "none", lr=lambda clock: 0.0)
+    assert torch.equal(slow.weights["output.weight"], fresh_model().output.weight)
+    rates = []
+    train_tiny(tmp_path / "steps", lr=lambda clock: rates.append(clock) or 0.1)
+    assert rates == [Clock(e, s, STEPS, EPOCHS) for e in (1, 2, 3) for s in range(STEPS)]
+
+
+def test_global_random_state_is_left_alone(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    train_tiny(tmp_path)
+    assert torch.equal(torch.rand(3), expected)
+
+
+# ---- divergence ------------------------------------------------------------------------------------------------------
+
+
+class Exploding(CrossEntropy):
+    """NaN from the given step on."""
+
+    def __init__(self, epoch: int, step: int) -> None:
+        super().__init__()
+        self.from_ = (epoch, step)
+
+    def draw(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
+        return {"weight": torch.tensor(float("nan") if (clock.epoch, clock.step) >= self.from_ else 1.0)}
+
+    def __call__(self, model: SteppedModel, batch: Batch, draws: dict[str, Tensor]) -> Loss:
+        return super().__call__(model, batch, draws)
+
+
+@pytest.mark.parametrize("step", range(STEPS))
+@pytest.mark.parametrize("every_s", [0.0, 1e9])
+def test_a_loss_that_is_not_finite_stops_the_run_and_the_last_good_checkpoint_stays(
+    tmp_path: Path, step: int, every_s: float
+) -> None:
+    with pytest.raises(Diverged, match=f"epoch 2, step {step + 1}: training diverged"):
+        train_tiny(tmp_path, objective=Exploding(2, step), checkpoint_every_s=every_s)
+    kept = tiny_folder(tmp_path).checkpoints()
+    assert bool(kept) == (every_s == 0)
+    for path in kept:
+        state = torch.load(path, weights_only=True)
+        assert (state["epoch"], state["step"]) < (2, step + 1)
+        assert all(bool(torch.isfinite(value).all()) for value in state["model"].values())
+    assert train_tiny(tmp_path, checkpoint_every_s=every_s).same(train_tiny(tmp_path / "other"))
+
+
+@pytest.mark.parametrize("lr", ["1e9", "1e3", "30"])
+def test_a_diverging_run_says_so_in_one_line_and_in_its_folder(
+    zygote: Zygote, tiny_run: list[str], tmp_path: Path, lr: str
+) -> None:
+    """At 1e9 the loss overflows, at 30 only the test loss does."""
+    ended = zygote.run([*tiny_run, "--lr", lr, "--clamp", "none", "--augment", "crop-flip"], tmp_path)
+    if ended.code == 0:
+        pytest.skip(f"lr {lr} did not diverge on this machine")
+    assert "diverged" in ended.one_line
+    failure = json.loads(next(tmp_path.rglob("failure.json")).read_text())
+    assert failure["kind"] == "diverged"
+    assert failure["message"] in ended.one_line
+    assert not list(tmp_path.rglob("results.json"))
+
+
+# ---- precision, compile, threads, machines ---------------------------------------------------------------------------
+
+
+def test_bf16_trains_on_the_cpu_and_pairs_like_fp32(tmp_path: Path) -> None:
+    baseline = train_tiny(tmp_path / "baseline", precision="bf16")
+    assert all(value.dtype != torch.bfloat16 for value in baseline.weights.values())
+    assert baseline.epochs[-1].means["loss_full"] < baseline.epochs[0].means["loss_full"]
+    zero = train_tiny(tmp_path / "zero", objective=masked(0.0), precision="bf16")
+    assert same_weights(zero.weights, baseline.weights)
+    with pytest.raises(Interrupted):
+        train_tiny(tmp_path / "stopped", stop_after=5, precision="bf16")
+    assert train_tiny(tmp_path / "stopped", precision="bf16").same(baseline)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of torch.compile's own parts
+def test_compiled_training_ends_close_to_eager_and_pairs(tmp_path: Path) -> None:
+    torch.compiler.reset()
+    eager = train_tiny(tmp_path / "eager", objective=masked(0.5), batch_size=10)
+    compiled = train_tiny(tmp_path / "compiled", objective=masked(0.5), batch_size=10, compile=True)
+    for name, value in eager.weights.items():
+        assert torch.allclose(compiled.weights[name], value, atol=1e-3), name
+    assert int(compiled.weights["conv.1.num_batches_tracked"]) == 2 * EPOCHS
+    baseline = train_tiny(tmp_path / "baseline", batch_size=10, compile=True)
+    zero = train_tiny(tmp_path / "zero", objective=masked(0.0), batch_size=10, compile=True)
+    for name, value in baseline.weights.items():
+        assert torch.allclose(zero.weights[name], value, atol=1e-3), name
+
+
+def test_a_resumed_run_takes_the_threads_of_its_first_start(
+    zygote: Zygote, tiny_run: list[str], tmp_path: Path
+) -> None:
+    words = [*tiny_run, "--checkpoint_every", "0"]
+    kill = [["killpoints", "install", "after replace final.pt"]]
+    assert zygote.run([*words, "--threads", "2"], tmp_path / "two").code == 0
+    assert zygote.run([*words, "--threads", "2"], tmp_path / "resumed", hooks=kill).code == -signal.SIGKILL
+    again = zygote.run([*words, "--threads", "1"], tmp_path / "resumed")
+    assert again.code == 0
+    assert "bit-exact" not in again.output
+    for name in ("rows.jsonl", "final.pt", "results.json", "manifest.json"):
+        one, other = (next((tmp_path / where).rglob(name)).read_bytes() for where in ("two", "resumed"))
+        assert one == other, name
+
+
+@pytest.mark.parametrize(("fact", "value"), [("torch", "1.0"), ("instruction_set", "ABACUS")])
+def test_a_run_resumed_on_another_machine_goes_on_and_says_it_is_not_bit_exact(
+    zygote: Zygote, tiny_run: list[str], tmp_path: Path, fact: str, value: str
+) -> None:
+    kill = [["killpoints", "install", "after replace final.pt"]]
+    assert zygote.run(tiny_run, tmp_path, hooks=kill).code == -signal.SIGKILL
+    path = next(tmp_path.rglob("manifest.json"))
+    manifest = json.loads(path.read_text())
+    manifest["machine"][fact] = value
+    path.write_text(json.dumps(manifest))
+    again = zygote.run(tiny_run, tmp_path)
+    assert again.code == 0
+    told = [line for line in again.output.splitlines() if "bit-exact" in line]
+    assert len(told) == 1
+    assert f"{fact} {value} ->" in told[0]
+    assert json.loads(path.read_text())["machine"][fact] == value, "the first start's facts are kept"
+
+
+def test_the_state_of_a_run_does_not_depend_on_other_threads_drawing_random_numbers(
+    tmp_path: Path, undisturbed: Trained
+) -> None:
+    """Dropout draws inside ``seeded``: what the caller did to the global state before does not matter."""
+    torch.manual_seed(123)
+    torch.rand(threading.active_count())
+    assert train_tiny(tmp_path / "other").same(undisturbed)
+    shutil.rmtree(tmp_path / "other")
+    assert multistep(1.0, (1,))(Clock(2, 0, 1, 2)) == pytest.approx(0.1)
