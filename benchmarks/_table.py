@@ -12,7 +12,10 @@ from dataclasses import asdict, dataclass
 
 @dataclass(frozen=True)
 class Figure:
-    """One number: a ``value`` in ``unit``, or a ``ratio`` (its unit says of what to what), from ``n`` repetitions."""
+    """One number: a ``value`` in ``unit``, or a ``ratio`` (its unit says of what to what), from ``n`` repetitions.
+
+    Neither: it could not be measured here, and its unit says why.
+    """
 
     name: str
     unit: str
@@ -34,10 +37,15 @@ def show(figures: Iterable[Figure], as_json: bool) -> None:
         if as_json:
             print(json.dumps({key: x for key, x in asdict(figure).items() if x is not None}), flush=True)
         else:
-            number = f"{figure.value:,.4g}" if figure.ratio is None else f"{figure.ratio:.2f} x"
-            if figure.value is not None and figure.value >= 1000:
-                number = f"{figure.value:,.0f}"
-            print(f"{figure.name:<56} {number:>12}  {figure.unit}  (n = {figure.n})", flush=True)
+            print(f"{figure.name:<56} {_number(figure):>12}  {figure.unit}  (n = {figure.n})", flush=True)
+
+
+def _number(figure: Figure) -> str:
+    if figure.ratio is not None:
+        return f"{figure.ratio:.2f} x"
+    if figure.value is None:
+        return "-"
+    return f"{figure.value:,.0f}" if figure.value >= 1000 else f"{figure.value:.4g}"
 
 
 def alternate(

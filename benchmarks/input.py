@@ -1,9 +1,10 @@
 """Training images per second, shuffled, cropped, mirrored, normalised: ShuffledSource against torchvision's way.
 
-    python benchmarks/input.py [--dataset parquet:/data/cifar10] [--n 5] [--json]
+    python benchmarks/input.py [--dataset parquet:/data/cifar10] [--threads 1] [--n 5] [--json]
 
 The other way is the usual one: a Dataset of PIL images, RandomCrop, RandomHorizontalFlip, ToTensor, Normalize, and a
-DataLoader, with one worker process per core (kept between epochs) and with none.
+DataLoader, with one worker process per core (kept between epochs) and with none. Ours runs on one thread: on an idle
+machine two are 1.6 times faster, beside other work they wait for each other.
 """
 
 from __future__ import annotations
@@ -89,7 +90,9 @@ def main() -> None:
     arguments.add_argument("--data-dir", default="./data")
     arguments.add_argument("--images", type=int, default=20_000, help="images per epoch")
     arguments.add_argument("--n", type=int, default=5, help="pairs of epochs")
+    arguments.add_argument("--threads", type=int, default=1, help="threads of ShuffledSource")
     given = arguments.parse_args()
+    torch.set_num_threads(given.threads)
     show(figures(images(given.dataset, given.data_dir, given.images), given.n), given.json)
 
 

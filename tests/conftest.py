@@ -34,8 +34,11 @@ from perturblab.sites import Site, Step, SteppedModel
 from perturblab.train import Decision, Epoch, Recipe, fit
 
 TESTS = Path(__file__).parent
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-STUDY_MODULES = ("perturblab.studies.masked_loss.run", "torch._dynamo")
+# Several threads, where a test asks for them, do not spin for a core that another process has.
+ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+ONE_THREAD |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
+# Imported before the first fork: what a run imports on its way, also where another user may not read it.
+MODULES = ("perturblab.studies.masked_loss.run", "torch._dynamo", "encodings.cp437")
 
 # ---- small things ------------------------------------------------------------------------------------------------
 
@@ -184,7 +187,7 @@ def train_tiny(
     stop: StopFlag | None = None,
     stop_after: int = 0,
     decide: Callable[[list[Row]], Decision] = lambda rows: Decision(),
-    body: Callable[[SteppedModel, Epoch], None] = lambda model, epoch: None,
+    body: Callable[[RunFolder, Epoch], None] = lambda run, epoch: None,
     batch_size: int = 8,
     **recipe: Any,
 ) -> Trained:
@@ -204,14 +207,25 @@ def train_tiny(
         stop, settings["lr"] = stopping_after(stop_after, settings["lr"])
     source = ShuffledSource(images, batch_size, seed=0, augment=AUGMENTS["crop"])
     seen = []
-    with run.claimed():
+    with run.claimed(), one_thread():
         for epoch in fit(run, model, objective or CrossEntropy(), source, Recipe(**settings), stop, decide):
-            body(model, epoch)
+            body(run, epoch)
             accuracy = score(model, images).accuracy
             run.log(kind="epoch", epoch=epoch.number, lr=epoch.lr, **epoch.means, acc=accuracy)
             seen.append(epoch)
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     return Trained(weights, (run.path / "rows.jsonl").read_bytes(), seen, run)
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Two wait for each other on a machine that is busy with other tests, and take seconds for nothing."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def stopping_after(steps: int, lr: Schedule) -> tuple[StopFlag, Schedule]:
@@ -268,7 +282,7 @@ class Zygote:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.process = subprocess.Popen(
-            [sys.executable, str(TESTS / "zygote.py"), *STUDY_MODULES],
+            [sys.executable, str(TESTS / "zygote.py"), *MODULES],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment(),

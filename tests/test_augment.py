@@ -75,6 +75,13 @@ def test_the_same_generator_gives_the_same_images_and_another_one_others(augment
     assert not torch.equal(augment(images, generator()), augment(images, generator(SEED + 1)))
 
 
+@pytest.mark.parametrize("augment", [crop, crop_flip])
+def test_how_images_lie_in_memory_does_not_matter(augment):
+    images = charts(16)
+    turned = images.to(memory_format=torch.channels_last)
+    assert torch.equal(augment(turned, generator()), augment(images, generator()))
+
+
 def test_the_images_given_are_left_as_they_were():
     images = charts(16)
     crop_flip(images, generator())

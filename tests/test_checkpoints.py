@@ -20,7 +20,7 @@ from perturblab.models import VGG
 from perturblab.streams import seeded
 from perturblab.terminal import UserError
 
-WIDTH = 0.05
+WIDTH = 0.02
 DAMAGED = "is damaged or is no checkpoint of torch.save"
 REFUSED = "holds more than tensors and plain values; refused, nothing was run"
 
@@ -147,7 +147,11 @@ def legacy(content: Any) -> bytes:
 @pytest.mark.parametrize("form", FORMATS)
 def test_a_file_that_wants_to_run_code_is_refused_and_runs_nothing(way, form, tmp_path) -> None:
     marker, path = tmp_path / "it-ran", tmp_path / "evil.pt"
-    content = {**original_style(), "model_state_dict": {"features.0.weight": WAYS[way](str(marker))}}
+    content = {
+        "epoch": 200,
+        "arch": "vgg11",
+        "model_state_dict": {"features.0.weight": WAYS[way](str(marker))},
+    }
     path.write_bytes(FORMATS[form](content))
     marker.unlink(missing_ok=True)
     with pytest.raises(UserError, match=f"{REFUSED}|{DAMAGED}") as told:

@@ -1,3 +1,4 @@
 from perturblab.cli import main
 
-main()
+if __name__ == "__main__":  # a server of processes imports the main module under another name
+    main()

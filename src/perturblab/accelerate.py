@@ -37,6 +37,7 @@ from perturblab.sites import Chain, Step, SteppedModel
 
 SMALL = 4  # side of the largest map on which all three products are computed here
 SMALL_WEIGHT_GRADIENT = 8  # and on which the weight gradient is
+WORTHWHILE = 2**20  # multiplications per tap and position: below, a block takes less time than its call (5 us)
 CENTRE = 4  # of the 9 taps, in row-major order
 
 
@@ -119,7 +120,8 @@ def conv3x3(maps: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return conv2d(maps, weight, bias, padding=1)
     maps = maps.contiguous(memory_format=torch.channels_last)
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else maps.dtype
-    if max(maps.shape[2:]) > (SMALL if dtype == torch.bfloat16 else SMALL_WEIGHT_GRADIENT):
+    largest = SMALL if dtype == torch.bfloat16 else SMALL_WEIGHT_GRADIENT
+    if max(maps.shape[2:]) > largest or len(maps) * weight.shape[0] * weight.shape[1] < WORTHWHILE:
         return conv2d(maps, weight, bias, padding=1)
     out: Tensor = _SmallMaps.apply(maps.to(dtype), weight.to(dtype))
     return out if bias is None else out + bias.to(dtype).view(-1, 1, 1)
@@ -139,18 +141,19 @@ class _SmallMaps(torch.autograd.Function):
         maps, weight = ctx.saved_tensors
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         of_maps, of_weight = ctx.needs_input_grad
-        turned = weight.flip(2, 3).transpose(0, 1)
         return (
-            _convolved(gradient, turned) if of_maps else None,
+            _convolved(gradient, weight, turned=True) if of_maps else None,
             _weight_gradient(maps, gradient) if of_weight else None,
         )
 
 
-def _convolved(maps: Tensor, weight: Tensor) -> Tensor:
+def _convolved(maps: Tensor, weight: Tensor, turned: bool = False) -> Tensor:
+    """The convolution, or with the kernel ``turned`` round and its channels exchanged: the input gradient's."""
     b, _, h, w = maps.shape
     if max(h, w) > SMALL:
-        return conv2d(maps, weight, padding=1)
-    taps = weight.permute(2, 3, 1, 0).flatten(0, 1).contiguous()  # [9 i o]
+        return conv2d(maps, weight.flip(2, 3).transpose(0, 1) if turned else weight, padding=1)
+    taps = weight.permute(2, 3, 0, 1).flatten(0, 1).contiguous()
+    taps = taps.flip(0) if turned else taps.transpose(1, 2)  # [9 in out]
     if maps.dtype == torch.bfloat16:
         return (_columns(maps) @ taps.flatten(0, 1)).view(b, h, w, -1).permute(0, 3, 1, 2)
     inputs = _by_position(maps)
@@ -164,13 +167,13 @@ def _convolved(maps: Tensor, weight: Tensor) -> Tensor:
 def _weight_gradient(maps: Tensor, gradient: Tensor) -> Tensor:
     i, o = maps.shape[1], gradient.shape[1]
     if maps.dtype == torch.bfloat16:
-        taps = _columns(maps).t() @ gradient.permute(0, 2, 3, 1).flatten(0, 2)
-    else:
-        taps = maps.new_zeros(9, i, o)
-        inputs, outputs = _by_position(maps), _by_position(gradient)
-        for tap, to, of in _blocks(*maps.shape[2:]):
-            taps[tap].addmm_(inputs[of].flatten(0, 1).t(), outputs[to].flatten(0, 1))
-    return taps.view(3, 3, i, o).permute(3, 2, 0, 1)
+        columns = gradient.permute(0, 2, 3, 1).flatten(0, 2).t() @ _columns(maps)
+        return columns.view(o, 3, 3, i).permute(0, 3, 1, 2)
+    taps = maps.new_zeros(9, o, i)
+    inputs, outputs = _by_position(maps), _by_position(gradient)
+    for tap, to, of in _blocks(*maps.shape[2:]):
+        taps[tap].addmm_(outputs[to].flatten(0, 1).t(), inputs[of].flatten(0, 1))
+    return taps.view(3, 3, o, i).permute(2, 3, 0, 1)
 
 
 def _by_position(maps: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ def _windows(pictures: Tensor, which: Tensor, offsets: Tensor, padding: int) -> 
     # and flip of 546,000 images/s (32x32x3, one thread), where indexing a view by unfold and torch.where reach
     # 134,000 (two threads).
     _, c, h, w = pictures.shape
-    padded = F.pad(pictures, (padding,) * 4)
+    padded = F.pad(pictures, (padding,) * 4).contiguous()
     picture, channel, row, _ = padded.stride()
     corner = which * picture + offsets[0] * row + offsets[1]
     starts = corner.view(-1, 1, 1) + (torch.arange(c) * channel).view(-1, 1) + torch.arange(h) * row

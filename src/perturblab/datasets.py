@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import difflib
 import io
+import math
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from perturblab.hardware import cores
 from perturblab.imagefiles import Raw, folder, npz, parquet
 from perturblab.images import ImageSet
 from perturblab.terminal import UserError, say
@@ -74,7 +76,7 @@ def load(
     if channels not in (None, 1, 3) or (size is not None and size < 1):
         raise UserError(f"images can have a size of 1 or more and 1 or 3 channels, not {size} and {channels}")
     reader, path = _reader(name)
-    threads = max(1, (os.cpu_count() or 1) if workers is None else workers)
+    threads = max(1, cores() if workers is None else workers)
     raw = reader(path, Path(data_dir).expanduser(), threads)
     _check(raw, name)
     train, test = (_fit(_tensor(images), size, channels) for images in (raw.train, raw.test))
@@ -132,13 +134,14 @@ def _fit(images: Tensor, size: int | None, channels: int | None) -> Tensor:
 
 
 def _statistics(images: Tensor, name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and population deviation per channel, from exact counts of the 256 values."""
-    value = torch.arange(256, dtype=torch.float64) / 255
+    """Mean and population deviation per channel."""
     mean, std = [], []
     for channel in images.unbind(1):
-        share = torch.bincount(channel.flatten(), minlength=256).double() / channel.numel()
-        mean.append(float(share @ value))
-        std.append(float((share @ (value - mean[-1]) ** 2).sqrt()))
+        # From counts of the 256 values, in integers: the same floats, and so the same digest, on every machine.
+        counts = list(enumerate(torch.bincount(channel.flatten(), minlength=256).tolist()))
+        n, total, squares = channel.numel(), sum(v * k for v, k in counts), sum(v * v * k for v, k in counts)
+        mean.append(total / (255 * n))
+        std.append(math.sqrt(n * squares - total**2) / (255 * n))
     if min(std) == 0:
         raise UserError(f"{name}: all train pixels of a channel are equal, there is nothing to learn from")
     return tuple(mean), tuple(std)

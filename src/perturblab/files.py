@@ -24,7 +24,7 @@ def writing_to(path: Path) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or str(error)
         if isinstance(error, FileExistsError | NotADirectoryError):
-            reason = f"{error.filename} is a file, not a folder"
+            reason = "one of its folders is a file"
         raise UserError(
             f"cannot write {path}: {reason}; free some space or choose another folder, then run the same "
             "command again: finished work is kept"

@@ -24,7 +24,7 @@ class Quickstart(Settings):
     width: float = flag(
         0.125, "Scales all channels and the hidden layer; 1 is the documented VGG11.", gt=0, le=8
     )
-    epochs: int = flag(8, "Training epochs.", ge=1)
+    epochs: int = flag(6, "Training epochs.", ge=1)
     seeds: tuple[int, ...] = flag((0, 1, 2), "Random seeds.")
     modes: tuple[Mode, ...] = flag(("baseline", "masked", "half-loss"), "Training modes.")
     jobs: int = flag(0, "Runs at a time; 0 is one per core.", where=True, ge=0)

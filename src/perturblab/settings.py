@@ -104,7 +104,9 @@ class Settings(BaseModel):
         """The command line, without the program, that gives these settings again: only what is not default."""
         words = [word for word in (self.study, self.command) if word]
         for name, value in self.model_dump(mode="json", include=self.not_default()).items():
-            words += [documented_flag(name, type(self).model_fields[name]), *as_words(value)]
+            spelt = documented_flag(name, type(self).model_fields[name])
+            is_flag_like = isinstance(value, str) and value.startswith("-")
+            words += [f"{spelt}={value}"] if is_flag_like else [spelt, *as_words(value)]
         return words
 
 
@@ -135,10 +137,12 @@ def choices_of(annotation: Any) -> list[str]:
 
 
 def nearest(word: str, names: Iterable[str]) -> str:
-    """``"; did you mean 'x'?"``, or the list of names when nothing is close."""
-    names = list(names)
+    """``"; did you mean 'x'?"``, or the names (the first dozen of many) when nothing is close."""
+    names = sorted(names)
     close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
-    return f"; did you mean '{close[0]}'?" if close else f"; choose from {', '.join(sorted(names))}"
+    if close:
+        return f"; did you mean '{close[0]}'?"
+    return f"; choose from {', '.join(names[:12])}" + (f" and {len(names) - 12} more" if names[12:] else "")
 
 
 def explain(cls: type[Settings], error: ValidationError) -> str:

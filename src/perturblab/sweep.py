@@ -20,11 +20,12 @@ class SomeFailed(Exception):
 
 @dataclass(frozen=True)
 class Plan:
-    """Cells of a grid with the run folder of each, and the files that a finished run exports."""
+    """Cells of a grid with the run folder of each, the files that a finished run exports, and modules to load once."""
 
     cells: Sequence[Cell]
     folder: Callable[[Cell], RunFolder]
     exports: Callable[[Cell], Iterable[Path]]
+    preload: tuple[str, ...] = ()
 
     def missing(self) -> list[Cell]:
         """Cells whose run is not done, or whose exports are not there (a kill came between), in order."""
@@ -54,7 +55,7 @@ def run_plan(plan: Plan, jobs: int) -> list[Outcome]:
 
 def _one_by_one(plan: Plan, missing: list[Cell]) -> list[Outcome]:
     with stop_on_signals() as stop:
-        return run_cells(missing, lambda cell: None, 1, stop, lambda outcome: None)
+        return run_cells(missing, lambda cell: None, 1, stop, lambda outcome: None, plan.preload)
 
 
 def _side_by_side(plan: Plan, missing: list[Cell], jobs: int) -> list[Outcome]:
@@ -65,7 +66,7 @@ def _side_by_side(plan: Plan, missing: list[Cell], jobs: int) -> list[Outcome]:
             ended[outcome.status] += 1
             advance(ended.total(), f"{outcome.cell.name} {outcome.status} in {duration(outcome.seconds)}")
 
-        return run_cells(missing, plan.log, jobs, stop, tell)
+        return run_cells(missing, plan.log, jobs, stop, tell, plan.preload)
 
 
 def _merge(plan: Plan, outcomes: list[Outcome]) -> list[Outcome]:

@@ -36,6 +36,8 @@ class _Loader(yaml.SafeLoader):
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> _Mapping:
+    if not isinstance(node, yaml.MappingNode):  # !!map [1]
+        raise yaml.MarkedYAMLError(problem="no mapping", problem_mark=node.start_mark)
     result = _Mapping()
     result.lines = {}
     for key_node, value_node in node.value:

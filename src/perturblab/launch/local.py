@@ -1,14 +1,19 @@
-"""This machine: one process per run, so a crash loses one run; N at a time, threads shared between them."""
+"""This machine: one process per run, so a crash loses one run; N at a time, threads shared between them.
+
+On Linux the processes are forked from a server that has imported the study once and computed nothing (a fork is safe
+only from a parent with one thread): importing torch, its compiler and scikit-learn anew takes 4 to 7 s of a core.
+"""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from perturblab.launch import Cell, Outcome
@@ -16,18 +21,19 @@ from perturblab.signals import LAUNCHER, Interrupted, StopFlag
 from perturblab.terminal import UserError
 
 POLL_S = 0.05
+ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 @dataclass
 class _Process:
     cell: Cell
-    process: subprocess.Popen[bytes]
+    process: BaseProcess
     log: Path | None
     started: float
 
     def outcome(self) -> Outcome:
         seconds = time.monotonic() - self.started
-        code = self.process.returncode
+        code = self.process.exitcode or 0
         if code == 0:
             return Outcome(self.cell, "done", seconds)
         return Outcome(self.cell, "failed", seconds, self._reason(code))
@@ -47,20 +53,23 @@ def run_cells(
     jobs: int,
     stop: StopFlag,
     on_end: Callable[[Outcome], None],
+    preload: Sequence[str] = (),
 ) -> list[Outcome]:
     """Run every cell, ``jobs`` at a time, going on after failures; outcomes in the order of ``cells``.
 
     Each cell's output goes to ``log_of(cell)``, or to this terminal if that is None. When the flag is raised the
-    running ones are asked to stop and save, and Interrupted is raised once they have.
+    running ones are asked to stop and save, and Interrupted is raised once they have. ``preload``: modules that the
+    server of processes imports once.
     """
     waiting, running = list(cells), list[_Process]()
     ended: dict[str, Outcome] = {}
+    start = _starter(preload, jobs)
     try:
         while waiting or running:
             while waiting and len(running) < jobs and not stop:
                 cell = waiting.pop(0)
-                running.append(_start(cell, log_of(cell), jobs))
-            for process in [p for p in running if p.process.poll() is not None]:
+                running.append(start(cell, log_of(cell)))
+            for process in [p for p in running if p.process.exitcode is not None]:
                 running.remove(process)
                 outcome = process.outcome()
                 ended[process.cell.name] = outcome
@@ -75,35 +84,65 @@ def run_cells(
     return [ended.get(cell.name, Outcome(cell, "not started")) for cell in cells]
 
 
-def _start(cell: Cell, log: Path | None, jobs: int) -> _Process:
-    command = [sys.executable, "-m", "perturblab", *cell.settings.arguments()]
-    # Threads are shared out, else N runs of N threads fight for N cores. Its own session: Ctrl-C reaches this
-    # process only, which passes it on once.
-    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))} if jobs > 1 else {}
-    environment = {**threads, **os.environ, LAUNCHER: str(os.getpid())}
-    if log is None:
-        process = subprocess.Popen(command, env=environment, start_new_session=True)
-        return _Process(cell, process, None, time.monotonic())
+def _starter(preload: Sequence[str], jobs: int) -> Callable[[Cell, Path | None], _Process]:
+    """A function that starts one cell. Threads are shared out, else N runs of N threads fight for N cores."""
+    context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+    if sys.platform == "linux":
+        context.set_forkserver_preload(list(preload))
+    threads = max(1, len(os.sched_getaffinity(0)) // jobs) if sys.platform == "linux" else 0
+
+    def start(cell: Cell, log: Path | None) -> _Process:
+        if log is not None:
+            _touch(log)
+        process = context.Process(target=_run, args=(cell.settings.arguments(), log, threads))
+        before = {name: os.environ.get(name) for name in ONE_THREAD}
+        os.environ.update(dict.fromkeys(ONE_THREAD, "1"))  # for the server, started with the first process
+        try:
+            process.start()
+        finally:
+            for name, value in before.items():
+                _set(name, value)
+        return _Process(cell, process, log, time.monotonic())
+
+    return start
+
+
+def _touch(log: Path) -> None:
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
-        with open(log, "wb") as output:
-            process = subprocess.Popen(
-                command,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
+        log.write_bytes(b"")
     except OSError as error:
         raise UserError(f"cannot write {log}: {error.strerror}") from None
-    return _Process(cell, process, log, time.monotonic())
+
+
+def _set(name: str, value: str | None) -> None:
+    if value is None:
+        os.environ.pop(name, None)
+    else:
+        os.environ[name] = value
+
+
+def _run(words: list[str], log: Path | None, threads: int) -> None:
+    """In the new process: the command line, as a user would have typed it."""
+    os.setsid()  # Ctrl-C reaches the launcher only, which passes it on once
+    os.environ[LAUNCHER] = str(os.getppid())
+    if log is not None:
+        output = os.open(log, os.O_WRONLY | os.O_APPEND)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+    if threads and "torch" in sys.modules:
+        import torch
+
+        torch.set_num_threads(threads)
+    from perturblab.cli import main
+
+    main(words)
 
 
 def _stop(running: list[_Process]) -> None:
     """Ask for a clean stop and wait for it: each run finishes its step and saves."""
     for process in running:
-        process.process.send_signal(signal.SIGTERM)
+        process.process.terminate()
     for process in running:
-        process.process.wait()
+        process.process.join()
     running.clear()

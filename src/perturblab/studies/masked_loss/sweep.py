@@ -14,6 +14,9 @@ from perturblab.studies.masked_loss import Sweep, Train
 from perturblab.sweep import Plan, explain_failures, run_plan
 from perturblab.terminal import duration, say
 
+# What every run imports; torch brings in its compiler with the first optimiser, whether it compiles or not.
+PRELOAD = ("perturblab.studies.masked_loss.run", "torch._dynamo", "sklearn.datasets")
+
 
 def sweep(s: Sweep) -> None:
     """Run what is missing of the grid, or write the script that does."""
@@ -30,7 +33,7 @@ def sweep(s: Sweep) -> None:
 
 
 def plan_of(s: Sweep) -> Plan:
-    return Plan([Cell(t.name, t) for t in with_devices(s)], folder, exports)
+    return Plan([Cell(t.name, t) for t in with_devices(s)], folder, exports, PRELOAD)
 
 
 def folder(cell: Cell) -> RunFolder:
