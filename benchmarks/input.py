@@ -3,8 +3,8 @@
     python benchmarks/input.py [--dataset parquet:/data/cifar10] [--threads 1] [--n 5] [--json]
 
 The other way is the usual one: a Dataset of PIL images, RandomCrop, RandomHorizontalFlip, ToTensor, Normalize, and a
-DataLoader, with one worker process per core (kept between epochs) and with none. Ours runs on one thread: on an idle
-machine two are 1.6 times faster, beside other work they wait for each other.
+DataLoader, with one worker process per core (kept between epochs) and with none. Ours runs on one thread;
+more pay on an idle machine only (beside other work they wait for each other).
 """
 
 from __future__ import annotations

@@ -301,6 +301,7 @@ class Zygote:
         """Start ``perturblab WORDS`` in ``folder``, optionally as another ``user``; its pid."""
         folder.mkdir(parents=True, exist_ok=True)
         self.output = self.folder / "output"
+        self.output.unlink(missing_ok=True)
         request = {
             "words": words,
             "folder": str(folder),

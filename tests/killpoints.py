@@ -10,6 +10,7 @@ import io
 import os
 import re
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,10 @@ WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
 class Points:
-    """Counts the points passed and dies at the wanted one."""
+    """Counts the points passed and sends the signal at the wanted one: its number, or the n-th with that label."""
 
-    def __init__(self, target: int | str, log: str) -> None:
-        self.target, self.passed = target, 0
+    def __init__(self, target: int | str, log: str = "", nth: int = 1, number: int = signal.SIGKILL) -> None:
+        self.target, self.nth, self.number, self.passed = target, nth, number, 0
         self.log = None if target else os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
     def reached(self) -> bool:
@@ -33,8 +34,9 @@ class Points:
         self.passed += 1
         if self.log is not None:
             os.write(self.log, f"{label}\n".encode())
-        if self.target in (self.passed, label):
-            os.kill(os.getpid(), signal.SIGKILL)
+        self.nth -= label == self.target
+        if self.passed == self.target or (label == self.target and self.nth == 0):
+            os.kill(os.getpid(), self.number)
 
     def around(self, what: str, call: Callable[..., Any], about: Any) -> Callable[..., Any]:
         def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -56,7 +58,15 @@ def name_of(what: Any) -> str:
 
 def install(target: int | str, log: str = "") -> None:
     """Wrap what changes files, in this process."""
-    points = Points(target, log)
+    wrap(Points(target, log))
+
+
+def signal_at(label: str, nth: int, number: int) -> None:
+    """Send this process the signal ``number`` at the ``nth`` point with this label, instead of SIGKILL."""
+    wrap(Points(label, nth=nth, number=number))
+
+
+def wrap(points: Points) -> None:
     plain_open, plain_os_open = builtins.open, os.open
 
     class Rows(io.FileIO):
@@ -89,3 +99,24 @@ def install(target: int | str, log: str = "") -> None:
         about = (lambda args: args[1]) if name in ("replace", "rename", "link") else (lambda args: args[0])
         setattr(os, name, points.around(name, getattr(os, name), about))
     builtins.open, io.open, os.open = open_, open_, os_open  # type: ignore[assignment]
+
+
+def slow_step(number: int, seconds: float) -> None:
+    """Make the ``number``-th training step of this process take ``seconds`` more, and say so when it begins."""
+    from perturblab.train import _Fit
+
+    plain, left = _Fit._train_step, number
+
+    def step(self: Any, *args: Any) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            print("slow step", flush=True)
+            end = time.monotonic() + seconds
+            while (
+                time.monotonic() < end
+            ):  # time.sleep would go on after a signal; so does this, as work would
+                time.sleep(0.01)
+        plain(self, *args)
+
+    _Fit._train_step = step  # type: ignore[method-assign]

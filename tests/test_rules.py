@@ -26,7 +26,7 @@ LAYERS = {
     "images": 2, "imagefiles": 2, "decode": 2, "augment": 2, "datasets": 2, "confound": 2, "models": 2,
     "accelerate": 2, "checkpoints": 2,
     "objectives": 3, "perturb": 3, "schedules": 3, "measure": 3, "probes": 3, "train": 3,
-    "runs": 4, "launch": 4, "sweep": 4,
+    "claims": 4, "runs": 4, "launch": 4, "sweep": 4,
     "report": 5,
     "studies": 6,
     "cli": 7, "quickstart": 7, "__main__": 7,
@@ -43,6 +43,9 @@ ALLOWED = {
 }
 EXTRA = {("measure", "runs"), ("probes", "runs"), ("train", "runs"), ("quickstart", "hardware")}
 LIGHT = {0, 4, 5}  # no torch, not even inside a function
+IN_A_CHILD = {
+    "perturblab.launch.local"
+}  # its functions also run in the new process, which is the command line
 
 
 def module_of(path: Path) -> str:
@@ -55,10 +58,10 @@ def room_of(module: str) -> str:
     return module.split(".")[1] if "." in module else ""
 
 
-def imports(path: Path, top_level_only: bool = False) -> Iterator[str]:
+def imports(path: Path) -> Iterator[str]:
     """Every module that a file imports, also inside functions; ``from a import b`` as ``a.b`` where that is a module."""
     tree = ast.parse(path.read_text())
-    for node in tree.body if top_level_only else ast.walk(tree):
+    for node in tree.body if module_of(path) in IN_A_CHILD else ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+import conftest
 from conftest import (
     Tiny,
     Trained,
@@ -362,10 +363,10 @@ def test_a_damaged_result_is_never_used_silently(
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Trained]:
-    """The folder of a run that was stopped in its second epoch with two checkpoints, and the undisturbed run."""
+    """The folder of a run that was stopped in its last epoch with two checkpoints, and the undisturbed run."""
     folder = tmp_path_factory.mktemp("stopped")
     with pytest.raises(Interrupted):
-        train_tiny(folder / "stopped", stop_after=5)
+        train_tiny(folder / "stopped", stop_after=8)
     assert len(tiny_folder(folder / "stopped").checkpoints()) == 2
     return folder / "stopped", train_tiny(folder / "undisturbed")
 
@@ -449,11 +450,9 @@ def test_damaged_checkpoints_on_the_command_line(zygote: Zygote, tiny_run: list[
 def test_a_checkpoint_of_another_network_is_one_line(
     stopped: tuple[Path, Trained], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import conftest
-
     shutil.copytree(stopped[0], tmp_path / "run")
     monkeypatch.setattr(conftest, "fresh_model", lambda: conftest.TinyModel(units=7))
-    with pytest.raises(UserError, match="does not fit this run .* remove that folder to start anew"):
+    with pytest.raises(UserError, match=r"does not fit this run .* remove that folder to start anew"):
         train_tiny(tmp_path / "run")
 
 

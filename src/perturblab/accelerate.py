@@ -37,7 +37,9 @@ from perturblab.sites import Chain, Step, SteppedModel
 
 SMALL = 4  # side of the largest map on which all three products are computed here
 SMALL_WEIGHT_GRADIENT = 8  # and on which the weight gradient is
-WORTHWHILE = 2**20  # multiplications per tap and position: below, a block takes less time than its call (5 us)
+WORTHWHILE = (
+    2**20
+)  # multiplications per tap and position: below, a block takes less time than its call (5 us)
 CENTRE = 4  # of the 9 taps, in row-major order
 
 

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from perturblab.hardware import cores
+from perturblab.cpus import cores
 from perturblab.imagefiles import Raw, folder, npz, parquet
 from perturblab.images import ImageSet
 from perturblab.terminal import UserError, say

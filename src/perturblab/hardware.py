@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import platform
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
@@ -100,8 +99,3 @@ def reuse(facts: tuple[dict[str, Any], dict[str, Any]]) -> None:
     if differs:
         changes = ", ".join(f"{name} {first.get(name)} -> {now[name]}" for name in differs)
         warn(f"resumed on a different machine ({changes}): the run goes on, but is not bit-exact any more")
-
-
-def cores() -> int:
-    """CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

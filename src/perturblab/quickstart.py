@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pydantic import field_validator
 
+from perturblab.cpus import cores
 from perturblab.settings import Command, Settings, flag
 from perturblab.studies.masked_loss import Mode, Sweep, each_once, spelt
 from perturblab.terminal import duration, say
@@ -35,7 +36,6 @@ class Quickstart(Settings):
 
 def quickstart(s: Quickstart) -> None:
     """Run the grid, then print the tables, the verdict and where the plots are."""
-    from perturblab.hardware import cores
     from perturblab.studies.masked_loss.sweep import plan_of
     from perturblab.sweep import explain_failures, run_plan
 

@@ -16,18 +16,16 @@ Layer 4: writes the bytes that it is given, imports no torch.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import math
 import os
-import socket
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Literal
 
 from perturblab import __version__
+from perturblab.claims import held, is_held
 from perturblab.files import (
     digest,
     digest_path,
@@ -74,7 +72,7 @@ class RunFolder:
     def status(self) -> Status:
         if self.done:
             return "done"
-        if _is_locked(self.path / "claim"):
+        if is_held(self.path / "claim"):
             return "running"
         if (self.path / "failure.json").exists():
             return "failed"
@@ -98,9 +96,7 @@ class RunFolder:
         """Hold the folder: a second process is refused, and a dead holder's lock falls by itself (flock)."""
         with writing_to(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            claim = open(self.path / "claim", "a+b", buffering=0)  # noqa: SIM115 - open as long as it is held
-        with claim:
-            _lock(claim, self.path)
+        with held(self.path / "claim"):
             for stale in self.path.glob(".*.tmp"):  # left by a kill in the middle of a write
                 stale.unlink(missing_ok=True)
             if not (self.path / "settings.json").exists():
@@ -267,40 +263,6 @@ def publish(run: RunFolder, source: Path, target: Path, owner: Callable[[Path], 
         elif previous != run.id:
             say(f"{target} now holds run {run.id}; it held run {previous}")
     write_atomic(target, data, run.id)
-
-
-def _lock(claim: IO[bytes], folder: Path) -> None:
-    with writing_to(folder / "claim"):
-        free = _locked_soon(claim)
-    if not free:
-        claim.seek(0)
-        holder = claim.read().decode(errors="replace").strip() or "another process"
-        raise UserError(f"{folder} is being worked on by {holder}; wait for it, or stop it first")
-    with writing_to(folder / "claim"):
-        claim.truncate(0)
-        claim.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
-
-
-def _locked_soon(claim: IO[bytes]) -> bool:
-    """Whether the lock was free within half a second: one who asks for the status holds it for a moment."""
-    for _ in range(10):
-        try:
-            fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            time.sleep(0.05)
-    return False
-
-
-def _is_locked(path: Path) -> bool:
-    try:
-        with open(path) as claim:
-            fcntl.flock(claim, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
-    return False
 
 
 def _read_rows(path: Path) -> list[Row]:

@@ -15,7 +15,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
+from perturblab.cpus import cores
 from perturblab.launch import Cell, Outcome
 from perturblab.signals import LAUNCHER, Interrupted, StopFlag
 from perturblab.terminal import UserError
@@ -86,10 +88,10 @@ def run_cells(
 
 def _starter(preload: Sequence[str], jobs: int) -> Callable[[Cell, Path | None], _Process]:
     """A function that starts one cell. Threads are shared out, else N runs of N threads fight for N cores."""
-    context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+    context: Any = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
     if sys.platform == "linux":
         context.set_forkserver_preload(list(preload))
-    threads = max(1, len(os.sched_getaffinity(0)) // jobs) if sys.platform == "linux" else 0
+    threads = max(1, cores() // jobs)
 
     def start(cell: Cell, log: Path | None) -> _Process:
         if log is not None:
@@ -130,10 +132,8 @@ def _run(words: list[str], log: Path | None, threads: int) -> None:
         output = os.open(log, os.O_WRONLY | os.O_APPEND)
         os.dup2(output, 1)
         os.dup2(output, 2)
-    if threads and "torch" in sys.modules:
-        import torch
-
-        torch.set_num_threads(threads)
+    if "torch" in sys.modules:  # the server has imported it for one thread
+        sys.modules["torch"].set_num_threads(threads)
     from perturblab.cli import main
 
     main(words)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from itertools import cycle
 from pathlib import Path
 
+from perturblab.cpus import cores
 from perturblab.launch import Cell, Outcome
 from perturblab.launch.script import write_script
 from perturblab.runs import RunFolder, run_folder
@@ -61,8 +62,6 @@ def with_devices(s: Sweep) -> Iterator[Train]:
 
 def default_jobs(s: Sweep) -> int:
     """One run per CUDA card, or one per core where there is none."""
-    from perturblab.hardware import cores
-
     return (cuda_cards() if s.device != "cpu" else 0) or cores()
 
 
