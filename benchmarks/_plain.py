@@ -12,16 +12,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from perturblab.models.vgg import VGG
+from perturblab.models.vgg import LAYOUTS, initialise
 
 
 class PlainVGG(nn.Module):
-    """The layers of a VGG, called one after another."""
+    """VGG with BatchNorm out of PyTorch's own layers."""
 
     def __init__(self, arch: str) -> None:
         super().__init__()
-        made = VGG(arch)
-        self.features, self.pool, self.classifier = made.features, made.pool, made.classifier
+        layers: list[nn.Module] = []
+        channels = 3
+        for word in LAYOUTS[arch].split():
+            if word == "M":
+                layers.append(nn.MaxPool2d(2, 2))
+            else:
+                conv = nn.Conv2d(channels, int(word), 3, padding=1)
+                channels = conv.out_channels
+                layers += [conv, nn.BatchNorm2d(channels), nn.ReLU(inplace=True)]
+        self.features, self.pool = nn.Sequential(*layers), nn.AdaptiveAvgPool2d(1)
+        self.classifier = nn.Sequential(nn.Linear(512, 512), nn.ReLU(inplace=True), nn.Linear(512, 10))
+        self.apply(initialise)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.classifier(self.pool(self.features(images)).flatten(1))

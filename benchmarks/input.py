@@ -21,8 +21,8 @@ from torchvision import transforms
 
 from _table import Figure, alternate, parser, show
 from perturblab.augment import crop_flip
+from perturblab.cpus import cores
 from perturblab.datasets import NORMALISATION, load
-from perturblab.hardware import cores
 from perturblab.images import ImageSet, ShuffledSource
 
 BATCH = 128

@@ -20,6 +20,7 @@ from perturblab.quickstart import Quickstart
 from perturblab.settings import documented_flag, flags_of, is_where
 from perturblab.studies.masked_loss import Sweep, Train, Visualize
 from perturblab.studies.masked_loss import run as study
+from perturblab.studies.masked_loss.arms import SETTINGS
 from perturblab.terminal import UserError
 
 TRAIN = ("masked-loss", "train", "--arch", "vgg11", "--mode", "masked", "--seed", "0")
@@ -150,6 +151,11 @@ def test_negative_numbers_are_values_and_not_flags() -> None:
     assert spread_lists(["--seeds", "-1", "-.5", "-inf", "-x"], {"--seeds"}) == [
         "--seeds", "-1", "--seeds", "-.5", "--seeds", "-inf", "-x",
     ]  # fmt: skip
+
+
+def test_a_list_flag_with_an_underscore_is_known_in_both_spellings() -> None:
+    for flag in ("--keep_sizes", "--keep-sizes"):
+        assert spread_lists([flag, "1", "2"], {"--keep-sizes"}) == [flag, "1", flag, "2"]
 
 
 def test_the_last_of_a_repeated_flag_wins() -> None:
@@ -483,6 +489,12 @@ ACTS: dict[str, Callable[[Callable[..., Ran], Path], Ran]] = {
 def test_a_flag_that_says_where_acts_and_changes_no_number(base, changed, field, tmp_path) -> None:
     other = ACTS[field](changed, tmp_path)
     assert (other.weights, other.rows) == (base.weights, base.rows)
+
+
+def test_the_results_file_says_all_that_sets_two_runs_apart(base) -> None:
+    """What the report groups and compares runs by; were one missing, unequal runs would be averaged."""
+    found = json.loads((base.folder / "r" / "vgg11_masked_seed0.json").read_text())
+    assert set(SETTINGS) - {"script", "suffix"} <= found.keys()
 
 
 def test_every_flag_of_train_is_walked_by_these_tests() -> None:

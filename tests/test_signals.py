@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from conftest import Zygote, differing, environment, files_of, program
-from perturblab.signals import Interrupted, StopFlag, stop_on_signals
+from perturblab.signals import Interrupted, stop_on_signals
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 75, signal.SIGUSR1: 75, signal.SIGUSR2: 75, signal.SIGHUP: 75}
 SLOW = [["killpoints", "slow_step", 6, 0.2]]  # the second step of the second epoch
@@ -180,13 +180,3 @@ def test_under_nohup_a_closed_terminal_does_not_stop_the_work() -> None:
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
-
-
-def test_a_run_whose_sweep_died_while_it_started_stops(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PERTURBLAB_LAUNCHER", "1")
-    with stop_on_signals() as flag:
-        assert flag.number == signal.SIGTERM
-    monkeypatch.delenv("PERTURBLAB_LAUNCHER")
-    assert not StopFlag()
-    with stop_on_signals() as flag:
-        assert not flag

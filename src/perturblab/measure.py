@@ -30,9 +30,8 @@ class Score:
 
 def batches(data: ImageSet, size: int = BATCH) -> Iterator[tuple[Tensor, Tensor]]:
     """(normalised float32 images, labels) in order."""
-    for start in range(0, len(data), size):
-        part = data[start : start + size]
-        yield data.normalise(part.images), part.labels
+    for images, labels in zip(data.images.split(size), data.labels.split(size), strict=True):
+        yield data.normalise(images), labels
 
 
 def score(

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-LAUNCHER = "PERTURBLAB_LAUNCHER"  # the pid of the sweep, in the environment of its runs
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 REQUEUE, SGE_REQUEUE, INTERRUPTED = 75, 99, 130
 
 
@@ -60,19 +56,8 @@ def stop_on_signals() -> Iterator[StopFlag]:
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
         numbers.remove(signal.SIGHUP)
     before = {number: signal.signal(number, handle) for number in numbers}
-    if _launcher_died():
-        flag.number = signal.SIGTERM
     try:
         yield flag
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _launcher_died() -> bool:
-    """Tie this process to the sweep that started it, if one did: SIGTERM comes when that dies. True if it has died."""
-    launcher = os.environ.get(LAUNCHER)
-    if launcher is None or not sys.platform.startswith("linux"):
-        return False
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    return os.getppid() != int(launcher)

@@ -39,21 +39,6 @@ class Site:
         return self.shape[0]
 
 
-class Chain:
-    """Layers one after another as one step: called like a closure, and can be read layer by layer."""
-
-    def __init__(self, *layers: Callable[[Any], Any]) -> None:
-        self.layers = layers
-
-    def __call__(self, state: Any) -> Any:
-        for layer in self.layers:
-            state = layer(state)
-        return state
-
-    def __iter__(self) -> Iterator[Callable[[Any], Any]]:
-        return iter(self.layers)
-
-
 Step = tuple[Site | None, Callable[[Any], Any]]
 Tap = Callable[[Site, Tensor], Tensor]
 

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 from torch.optim import Optimizer
 
-from perturblab.accelerate import accelerate
 from perturblab.checkpoints import to_bytes
 from perturblab.hardware import autocast
 from perturblab.images import Batch, Source
@@ -38,7 +37,8 @@ NEVER = 2**62  # "first step with a loss that is not finite" when there was none
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train: ``epochs`` at most, ``optimizer(parameters)``, learning rate ``lr(clock)``, forward precision.
+    """How to train: ``epochs`` at most, ``optimizer(parameters)``, learning rate ``lr(clock)``, forward precision,
+    ``compile`` (True or a mode of torch.compile: "reduce-overhead" records CUDA graphs).
 
     ``checkpoint_every_s``: an epoch that ends sooner than this after the last checkpoint is not checkpointed (the
     last epoch always is), and a longer one is in its middle; it bounds the work that a kill can lose.
@@ -49,7 +49,7 @@ class Recipe:
     lr: Schedule
     seed: int = 0
     precision: str = "fp32"
-    compile: bool = False
+    compile: bool | str = False
     checkpoint_every_s: float = 60.0
 
 
@@ -150,10 +150,10 @@ class _Fit:
         self.run, self.objective, self.source, self.recipe = run, objective, source, recipe
         self.stop, self.decide = stop, decide
         self.state = _State(model, recipe.optimizer(model.parameters()))
-        self.model = accelerate(model)  # the same parameters
         self.device = next(model.parameters()).device
         self.saved_at, self.saved = time.monotonic(), (0, 0)  # when, and which (epoch, step)
-        self.compute = torch.compile(self._loss) if recipe.compile else self._loss
+        mode = recipe.compile if isinstance(recipe.compile, str) else None
+        self.compute = torch.compile(self._loss, mode=mode) if recipe.compile else self._loss
         has_dropout = any(isinstance(module, _DropoutNd) for module in model.modules())
         self.randomness = self._dropout_stream if has_dropout else lambda: nullcontext()
 
@@ -218,7 +218,7 @@ class _Fit:
         state.add({**loss.parts, "accuracy_online": (correct, len(batch.labels))})
 
     def _loss(self, batch: Batch, draws: dict[str, Tensor]) -> Loss:
-        return self.objective(self.model, batch, draws)
+        return self.objective(self.state.model, batch, draws)
 
     def _dropout_stream(self) -> AbstractContextManager[Any]:
         return seeded(self.recipe.seed, "dropout", self.state.epoch, self.state.step)
@@ -235,7 +235,8 @@ class _Fit:
         step = NEVER if bad is None else int(bad)
         if step < NEVER:
             self._diverged(f"the loss is not finite at epoch {self.state.epoch}, step {step + 1}")
-        if not all(bool(torch.isfinite(t).all()) for t in self.state.model.state_dict().values()):
+        finite = [torch.isfinite(t).all() for t in self.state.model.state_dict().values()]
+        if not torch.stack(finite).all():  # one look at a GPU, not one per tensor
             self._diverged(f"a weight or running statistic is not finite in epoch {self.state.epoch}")
 
     def _diverged(self, what: str) -> None:

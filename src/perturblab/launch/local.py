@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from typing import Any
 
 from perturblab.cpus import cores
 from perturblab.launch import Cell, Outcome
-from perturblab.signals import LAUNCHER, Interrupted, StopFlag
+from perturblab.signals import Interrupted, StopFlag
 from perturblab.terminal import UserError
 
 POLL_S = 0.05
@@ -127,7 +128,7 @@ def _set(name: str, value: str | None) -> None:
 def _run(words: list[str], log: Path | None, threads: int) -> None:
     """In the new process: the command line, as a user would have typed it."""
     os.setsid()  # Ctrl-C reaches the launcher only, which passes it on once
-    os.environ[LAUNCHER] = str(os.getppid())
+    threading.Thread(target=_stop_with_launcher, daemon=True).start()
     if log is not None:
         output = os.open(log, os.O_WRONLY | os.O_APPEND)
         os.dup2(output, 1)
@@ -137,6 +138,14 @@ def _run(words: list[str], log: Path | None, threads: int) -> None:
     from perturblab.cli import main
 
     main(words)
+
+
+def _stop_with_launcher() -> None:
+    """In the new process: when the launcher dies, SIGKILL included, stop as if it had asked to."""
+    launcher = multiprocessing.parent_process()
+    assert launcher is not None
+    launcher.join()
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _stop(running: list[_Process]) -> None:

@@ -22,7 +22,7 @@ class CrossEntropy:
     def draw(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         if self.weight is None:
             return {}
-        return {"weight": torch.tensor(self.weight(clock), device=batch.images.device)}
+        return {"weight": torch.full((), self.weight(clock), device=batch.images.device)}
 
     def __call__(self, model: SteppedModel, batch: Batch, draws: dict[str, Tensor]) -> Loss:
         logits = model(batch.images)

@@ -72,9 +72,10 @@ class MaskedLoss:
         generator = stream(self.seed, "masks", clock.epoch, clock.step)
         masks = documented_subsets(self.n_masks, self.width, generator)
         device = batch.images.device
+        # Nothing here waits for a GPU: a few KB are copied aside, and full() is a kernel where tensor() is a copy.
         return {
             "keep_masks": masks.to(device, non_blocking=True),
-            "weight": torch.tensor(self.weight(clock)).to(device, non_blocking=True),
+            "weight": torch.full((), self.weight(clock), device=device),
         }
 
     def __call__(self, model: SteppedModel, batch: Batch, draws: dict[str, Tensor]) -> Loss:
