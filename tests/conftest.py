@@ -34,8 +34,9 @@ from perturblab.sites import Site, Step, SteppedModel
 from perturblab.train import Decision, Epoch, Recipe, fit
 
 TESTS = Path(__file__).parent
+torch.set_num_threads(1)  # the tests' operations are small: two threads only wait for each other and other workers
 # Several threads, where a test asks for them, do not spin for a core that another process has.
-ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 ONE_THREAD |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
 # Imported before the first fork: what a run imports on its way, also where another user may not read it.
 MODULES = ("perturblab.studies.masked_loss.run", "torch._dynamo", "encodings.cp437")
@@ -249,6 +250,14 @@ def environment(**more: str) -> dict[str, str]:
     """This process's environment, one thread, and not inside Grid Engine."""
     kept = {name: value for name, value in os.environ.items() if name not in ("SGE_ROOT", "JOB_ID")}
     return {**kept, **ONE_THREAD, **more}
+
+
+def until(true: Callable[[], bool], seconds: float = 60.0) -> None:
+    """Wait for something that another process does."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.002)
 
 
 def program(*words: str) -> list[str]:

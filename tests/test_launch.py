@@ -6,36 +6,65 @@ import shlex
 import shutil
 import signal
 import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from conftest import TESTS, Ended, Zygote, differing, environment, files_of, program
+from conftest import Ended, Zygote, differing, environment, files_of, program, until
 from perturblab.launch import Cell
 from perturblab.launch.script import write_script
 from perturblab.runs import RunFolder, run_folder
 from perturblab.studies.masked_loss import Sweep, Train
+from perturblab.studies.masked_loss.sweep import plan_of
 
-SHARED = "--width 0.05 --epochs 3 --batch_size 20 --robustness_masks 2 --clamp rescale --lr 0.05 --threads 1 --device cpu"
+SHARED = "--width 0.05 --epochs 12 --batch_size 20 --robustness_masks 2 --clamp rescale --lr 0.05 --threads 1 --device cpu"
+MODES = ("baseline", "masked")
+SIDE_BY_SIDE = ("--mode", "parallel", "--jobs", "2")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def shared(npz: Path) -> list[str]:
-    """Settings that all cells share: a third of a second each."""
+    """Settings that all cells share; a run takes about half a second."""
     return [*SHARED.split(), "--dataset", f"npz:{npz}"]
 
 
-def cell_folder(folder: Path, shared: list[str], mode: str, seed: int = 0) -> RunFolder:
-    """The run folder of one cell of a sweep that is called in ``folder``."""
-    pairs = zip(shared[::2], shared[1::2], strict=True)
-    train = Train.parse({**dict(pairs), "arch": "vgg11", "mode": mode, "seed": seed})
-    return run_folder(train, train.name, folder / train.runs_dir)
+@pytest.fixture(scope="module")
+def single(zygote: Zygote, shared: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which each cell was run by itself."""
+    folder = tmp_path_factory.mktemp("single")
+    for mode in MODES:
+        ended = zygote.run(train_words(shared, mode), folder)
+        assert ended.code == 0, ended.output
+    return folder
+
+
+def train_words(shared: list[str], mode: str) -> list[str]:
+    return ["masked-loss", "train", "--arch", "vgg11", "--mode", mode, "--seed", "0", *shared]
 
 
 def sweep_words(shared: list[str], *more: str) -> list[str]:
-    return ["masked-loss", "sweep", "--architectures", "vgg11", *shared, *more]
+    return [
+        "masked-loss",
+        "sweep",
+        "--architectures",
+        "vgg11",
+        "--modes",
+        *MODES,
+        "--seeds",
+        "0",
+        *shared,
+        *more,
+    ]
+
+
+def given(shared: list[str]) -> dict[str, str]:
+    return dict(zip(shared[::2], shared[1::2], strict=True))
+
+
+def cell_folder(folder: Path, shared: list[str], mode: str) -> RunFolder:
+    """The run folder of one cell of a sweep that is called in ``folder``."""
+    train = Train.parse({**given(shared), "arch": "vgg11", "mode": mode, "seed": 0})
+    return run_folder(train, train.name, folder / train.runs_dir)
 
 
 def run(folder: Path, words: list[str]) -> Ended:
@@ -53,19 +82,15 @@ def run(folder: Path, words: list[str]) -> Ended:
 def plant_other_data(run: RunFolder) -> None:
     """Make a cell fail: its run was started on other data."""
     run.path.mkdir(parents=True)
-    (run.path / "manifest.json").write_text(
-        json.dumps({"machine": {}, "data": {"train": "other", "test": ""}})
-    )
+    manifest = {"machine": {}, "data": {"train": "other", "test": ""}}
+    (run.path / "manifest.json").write_text(json.dumps(manifest))
 
 
 def table(ended: Ended) -> dict[str, str]:
     """The status of each run in the printed table."""
-    lines = ended.output[ended.output.rindex("run  ") :].splitlines()[1:]
-    return {
-        line.split()[0]: line.split()[1]
-        for line in lines
-        if line.startswith("vgg") and "%" not in line and ":" not in line.split()[1]
-    }
+    lines = ended.output[ended.output.rindex("run  ") :].splitlines()
+    words = [line.split() for line in lines if line.startswith("vgg")]
+    return {word[0]: word[1] for word in words if word[1] in ("done", "skipped", "failed")}
 
 
 def processes_in(folder: Path) -> list[int]:
@@ -81,21 +106,6 @@ def processes_in(folder: Path) -> list[int]:
     return found
 
 
-def until(true: Callable[[], bool], seconds: float = 60.0) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.005)
-
-
-def single_runs(zygote: Zygote, shared: list[str], folder: Path, modes: tuple[str, ...]) -> dict[str, bytes]:
-    """The files that the cells leave when each is run by itself."""
-    for mode in modes:
-        words = ["masked-loss", "train", "--arch", "vgg11", "--mode", mode, "--seed", "0", *shared]
-        assert zygote.run(words, folder).code == 0
-    return compared(folder)
-
-
 def compared(folder: Path) -> dict[str, bytes]:
     """Weights, rows, results and exports; logs are a sweep's own."""
     return {name: data for name, data in files_of(folder).items() if not name.endswith("log.txt")}
@@ -105,13 +115,17 @@ def compared(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(
-    "how", [["--mode", "sequential"], ["--mode", "parallel", "--jobs", "2"]], ids=lambda w: w[1]
+    "how",
+    [
+        pytest.param((), marks=pytest.mark.slow, id="one after another"),
+        pytest.param(SIDE_BY_SIDE, id="two at a time"),
+    ],
 )
 def test_a_sweep_goes_on_after_a_failing_run_and_called_again_runs_only_what_is_missing(
-    zygote: Zygote, shared: list[str], tmp_path: Path, how: list[str]
+    shared: list[str], single: Path, tmp_path: Path, how: tuple[str, ...]
 ) -> None:
-    words = sweep_words(shared, "--modes", "baseline", "masked", "--seeds", "0", *how)
-    bad, good = cell_folder(tmp_path, shared, "baseline"), cell_folder(tmp_path, shared, "masked")
+    words = sweep_words(shared, *how)
+    bad, good = (cell_folder(tmp_path, shared, mode) for mode in MODES)
     plant_other_data(bad)
 
     first = run(tmp_path, words)
@@ -134,43 +148,70 @@ def test_a_sweep_goes_on_after_a_failing_run_and_called_again_runs_only_what_is_
     third = run(tmp_path, words)
     assert third.code == 0
     assert set(table(third).values()) == {"skipped"}
-    expected = single_runs(zygote, shared, tmp_path / "single", ("baseline", "masked"))
-    shutil.rmtree(tmp_path / "single", ignore_errors=True)
-    assert not differing(expected, compared(tmp_path))
+    assert not differing(compared(single), compared(tmp_path))
 
 
-def test_a_sweep_restores_exports_that_a_kill_prevented(
-    zygote: Zygote, shared: list[str], tmp_path: Path
+def test_a_run_whose_exports_a_kill_prevented_is_missing_from_a_sweep(
+    shared: list[str], single: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed between the results and their export, a run is done: a sweep that skipped it would never export it."""
-    words = ["masked-loss", "train", "--arch", "vgg11", "--mode", "baseline", "--seed", "0", *shared]
-    kill = [["killpoints", "install", "before mkdir results"]]
-    assert zygote.run(words, tmp_path, hooks=kill).code == -signal.SIGKILL
-    assert cell_folder(tmp_path, shared, "baseline").status == "done"
-    assert not (tmp_path / "results").exists()
-    ended = run(tmp_path, sweep_words(shared, "--modes", "baseline", "--seeds", "0"))
-    assert ended.code == 0
-    assert (tmp_path / "results" / "vgg11_baseline_seed0.json").exists()
-    assert (tmp_path / "checkpoints" / "vgg11_baseline_seed0.pt").exists()
+    """Its results are there, so it is done; skipped, it would never be exported."""
+    shutil.copytree(single, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    grid = {"architectures": ("vgg11",), "modes": MODES, "seeds": (0,)}
+    plan = plan_of(Sweep.parse({**given(shared), **grid}))
+    assert [cell.name for cell in plan.missing()] == []
+    (tmp_path / "results" / "vgg11_baseline_seed0.json").unlink()
+    assert [cell.name for cell in plan.missing()] == ["vgg11_baseline_seed0"]
+    (tmp_path / "checkpoints" / "vgg11_masked_seed0.pt").unlink()
+    assert [cell.name for cell in plan.missing()] == ["vgg11_baseline_seed0", "vgg11_masked_seed0"]
+    assert all(plan.folder(cell).done for cell in plan.cells)
 
 
+@pytest.mark.slow
 def test_a_damaged_result_is_a_failed_run_of_the_table_not_the_end_of_the_sweep(
-    zygote: Zygote, shared: list[str], tmp_path: Path
+    shared: list[str], single: Path, tmp_path: Path
 ) -> None:
-    words = ["masked-loss", "train", "--arch", "vgg11", "--mode", "baseline", "--seed", "0", *shared]
-    kill = [["killpoints", "install", "before mkdir results"]]
-    assert zygote.run(words, tmp_path, hooks=kill).code == -signal.SIGKILL
-    path = cell_folder(tmp_path, shared, "baseline").path / "results.json"
-    path.write_bytes(path.read_bytes()[:-10])
-    ended = run(tmp_path, sweep_words(shared, "--modes", "baseline", "masked", "--seeds", "0"))
+    shutil.copytree(single, tmp_path, dirs_exist_ok=True)
+    bad, good = (cell_folder(tmp_path, shared, mode) for mode in MODES)
+    (bad.path / "results.json").write_bytes((bad.path / "results.json").read_bytes()[:-10])
+    (tmp_path / "results" / "vgg11_baseline_seed0.json").unlink()
+    shutil.rmtree(good.path)
+    ended = run(tmp_path, sweep_words(shared))
     assert ended.code == 1
     assert table(ended) == {"vgg11_baseline_seed0": "failed", "vgg11_masked_seed0": "done"}
+    assert "results.json is damaged; remove " in ended.output
     assert "Traceback" not in ended.output
 
 
-def stop_sweep(folder: Path, words: list[str], number: int, running: list[RunFolder]) -> tuple[int, str]:
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (signal.SIGINT, 130),
+        pytest.param(signal.SIGTERM, 75, marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, 75, marks=pytest.mark.slow),
+        pytest.param(signal.SIGKILL, -9, marks=pytest.mark.slow),
+    ],
+    ids=["ctrl-c", "SIGTERM", "SIGHUP", "SIGKILL"],
+)
+def test_a_sweep_that_is_stopped_takes_its_runs_along_and_goes_on_when_called_again(
+    shared: list[str], single: Path, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    words = sweep_words(shared, *SIDE_BY_SIDE)
+    runs = [cell_folder(tmp_path, shared, mode) for mode in MODES]
+    ended = stopped(tmp_path, words, number, runs)
+    assert ended.code == code, ended.output
+    assert "Traceback" not in ended.output
+    assert [run.status for run in runs] == ["interrupted", "interrupted"]
+    assert all(run.checkpoints() for run in runs), "a run was stopped without saving"
+    again = run(tmp_path, words)
+    assert again.code == 0, again.output
+    assert not differing(compared(single), compared(tmp_path))
+
+
+def stopped(folder: Path, words: list[str], number: int, running: list[RunFolder]) -> Ended:
     """Start a sweep, send it the signal when all of ``running`` train, and wait until nothing of it is left."""
-    with open(folder / "out", "w+") as output:
+    out = folder.with_name(f"{folder.name}.out")
+    with open(out, "w") as output:
         sweep = subprocess.Popen(
             program(*words),
             cwd=folder,
@@ -182,40 +223,8 @@ def stop_sweep(folder: Path, words: list[str], number: int, running: list[RunFol
         until(lambda: all((run.path / "rows.jsonl").exists() for run in running))
         sweep.send_signal(number)
         sweep.wait(60)
-        until(lambda: not processes_in(folder), 20)
-    return sweep.returncode, (folder / "out").read_text()
-
-
-@pytest.mark.parametrize(
-    ("number", "code"),
-    [
-        (signal.SIGINT, 130),
-        pytest.param(signal.SIGTERM, 75, marks=pytest.mark.slow),
-        pytest.param(signal.SIGHUP, 75, marks=pytest.mark.slow),
-        pytest.param(signal.SIGKILL, -9, marks=pytest.mark.slow),
-    ],
-)
-def test_a_sweep_that_is_stopped_takes_its_runs_along_and_goes_on_when_called_again(
-    zygote: Zygote, shared: list[str], tmp_path: Path, number: signal.Signals, code: int
-) -> None:
-    long = list(shared)
-    long[long.index("--epochs") + 1] = "25"
-    words = sweep_words(
-        long, "--modes", "baseline", "masked", "--seeds", "0", "--mode", "parallel", "--jobs", "2"
-    )
-    here = tmp_path / "here"
-    here.mkdir()
-    runs = [cell_folder(here, long, mode) for mode in ("baseline", "masked")]
-    ended, output = stop_sweep(here, words, number, runs)
-    assert ended == code, output
-    assert "Traceback" not in output
-    assert [run.status for run in runs] == ["interrupted", "interrupted"]
-    assert all(run.checkpoints() for run in runs), "a run was stopped without saving"
-    again = run(here, words)
-    assert again.code == 0, again.output
-    (here / "out").unlink()
-    expected = single_runs(zygote, long, tmp_path / "single", ("baseline", "masked"))
-    assert not differing(expected, compared(here))
+        until(lambda: not processes_in(folder))
+    return Ended(sweep.returncode, out.read_text())
 
 
 # ---- scripts -----------------------------------------------------------------------------------------------------------
@@ -293,14 +302,12 @@ def test_every_generated_line_gives_its_cell_again_through_the_shell_and_the_par
 
 
 def test_a_generated_script_runs_under_bash_and_skips_what_is_done(
-    zygote: Zygote, shared: list[str], tmp_path: Path
+    shared: list[str], single: Path, tmp_path: Path
 ) -> None:
-    """Two cells; the lines also go through ``grep | parallel`` as the document says, where GNU parallel is there."""
-    words = sweep_words(shared, "--modes", "baseline", "masked", "--seeds", "0", "--mode", "generate")
+    """Two cells, one of them done."""
+    words = sweep_words(shared, "--mode", "generate")
     assert run(tmp_path, [*words, "--output_script", "my runs.sh"]).code == 0
-    expected = single_runs(zygote, shared, tmp_path / "single", ("baseline", "masked"))
-    shutil.copytree(tmp_path / "single", tmp_path, dirs_exist_ok=True)
-    shutil.rmtree(tmp_path / "single")
+    shutil.copytree(single, tmp_path, dirs_exist_ok=True)
     masked = cell_folder(tmp_path, shared, "masked")
     for path in [masked.path, *tmp_path.glob("*/vgg11_masked_seed0.*")]:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -308,13 +315,13 @@ def test_a_generated_script_runs_under_bash_and_skips_what_is_done(
     assert ended.returncode == 0, ended.stderr
     assert "baseline_seed0 epoch" not in ended.stdout, "the run that was done was trained again"
     (tmp_path / "my runs.sh").unlink()
-    assert not differing(expected, compared(tmp_path))
+    assert not differing(compared(single), compared(tmp_path))
 
 
 @pytest.mark.skipif(shutil.which("parallel") is None, reason="GNU parallel is not installed")
 @pytest.mark.slow
 def test_the_documented_parallel_line_runs_a_generated_script(shared: list[str], tmp_path: Path) -> None:
-    words = sweep_words(shared, "--modes", "baseline", "masked", "--seeds", "0", "--mode", "generate")
+    words = sweep_words(shared, "--mode", "generate")
     assert run(tmp_path, words).code == 0
     line = "cat run_all.sh | grep '^python' | parallel -j 4"
     assert subprocess.run(line, shell=True, cwd=tmp_path, env=environment()).returncode == 0
@@ -326,4 +333,3 @@ def test_a_line_of_a_script_that_fails_does_not_stop_the_lines_after_it(tmp_path
     write_script([*cells, *cells], tmp_path / "run.sh", "false; echo python")
     ended = subprocess.run([tmp_path / "run.sh"], capture_output=True, text=True)
     assert ended.stdout.count("masked-loss train") == 2
-    assert TESTS.name == "tests"

@@ -9,18 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from conftest import Zygote, differing, environment, files_of, program
+from conftest import Zygote, differing, environment, files_of, program, until
 from perturblab.signals import Interrupted, stop_on_signals
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 75, signal.SIGUSR1: 75, signal.SIGUSR2: 75, signal.SIGHUP: 75}
 SLOW = [["killpoints", "slow_step", 6, 0.2]]  # the second step of the second epoch
-
-
-def until(true: Callable[[], bool], seconds: float = 60.0) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.002)
 
 
 @pytest.fixture(scope="module")

@@ -44,9 +44,7 @@ class Conv3x3(nn.Conv2d):
 
     def forward(self, maps: Tensor) -> Tensor:
         device = maps.device.type
-        if (
-            device not in ("cpu", "cuda") or torch.compiler.is_compiling()
-        ):  # a compiler chooses layouts itself
+        if device not in ("cpu", "cuda") or torch.compiler.is_compiling():  # which lays out by itself
             return super().forward(maps)
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else maps.dtype
         if device == "cpu" or dtype.itemsize == 2:  # a GPU's half-precision matrix units are channels-last

@@ -229,13 +229,13 @@ def documented(s: Train, rows: list[Row]) -> dict[str, Any]:
 
 
 def percent(fraction: float | None) -> float | None:
-    return None if fraction is None else 100 * fraction
+    return None if fraction is None else round(100 * fraction, 6)
 
 
 def gap(row: Row) -> float | None:
     """Generalisation gap in percentage points: clean train accuracy minus test accuracy."""
     clean, test = row["train_acc_clean"], row["test_acc"]
-    return None if clean is None or test is None else 100 * (clean - test)
+    return None if clean is None or test is None else round(100 * (clean - test), 6)
 
 
 def curve(rows: list[Row], intact: float | None) -> dict[str, Any] | None:
@@ -243,7 +243,7 @@ def curve(rows: list[Row], intact: float | None) -> dict[str, Any] | None:
     by_size: dict[tuple[float, int], list[float]] = {}
     for row in rows:
         if row["kind"] == "robustness":
-            by_size.setdefault((row["kept_fraction"], row["keep_size"]), []).append(100 * row["accuracy"])
+            by_size.setdefault((row["kept_fraction"], row["keep_size"]), []).append(round(100 * row["accuracy"], 6))
     if not by_size:
         return None
     return {
