@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -27,7 +26,8 @@ from typing import Any
 import torch
 
 from _table import Figure, parser, show
-from perturblab import hardware
+from _worker import Worker
+from perturblab import hardware, terminal
 from perturblab.augment import crop_flip
 from perturblab.datasets import NORMALISATION, load
 from perturblab.files import read_json
@@ -62,6 +62,7 @@ def epochs(
 ) -> Generator[float]:
     """Seconds of each epoch, evaluation included, without end."""
     torch.compiler.reset()
+    terminal.PLAIN_EVERY_S = 1e9  # no progress lines
     train_set, test_set = data
     s = settings(cell, given)
     hardware.set_up(s.precision, s.threads)
@@ -104,40 +105,12 @@ def images(given: argparse.Namespace) -> tuple[ImageSet, ImageSet]:
 # ---- several at a time -----------------------------------------------------------------------------------------------
 
 
-class Worker:
+def worker(cell: Cell, way: str, given: argparse.Namespace) -> Worker:
     """A process that warms up, waits for the others, and then takes its epochs."""
-
-    def __init__(self, cell: Cell, way: str, given: argparse.Namespace) -> None:
-        words = [
-            "--worker",
-            cell.arch,
-            cell.mode,
-            way,
-            "--device",
-            given.device,
-            "--epochs",
-            str(given.epochs),
-        ]
-        words += ["--dataset", given.dataset, "--data-dir", given.data_dir] if given.dataset else []
-        words += ["--tiny"] if given.tiny else []
-        self.process = subprocess.Popen(
-            [sys.executable, __file__, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-
-    def read(self) -> str:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline().strip()
-        assert line, "a worker died"
-        return line
-
-    def go(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write("go\n")
-        self.process.stdin.flush()
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
+    words = ["--worker", cell.arch, cell.mode, way, "--device", given.device, "--epochs", str(given.epochs)]
+    words += ["--dataset", given.dataset, "--data-dir", given.data_dir] if given.dataset else []
+    words += ["--tiny"] if given.tiny else []
+    return Worker(__file__, *words)
 
 
 def work(given: argparse.Namespace) -> None:
@@ -152,12 +125,12 @@ def work(given: argparse.Namespace) -> None:
 def together(cell: Cell, way: str, given: argparse.Namespace) -> float:
     """Seconds per epoch and run when ``--together`` runs share the device: the time of the slowest over their number."""
     with ExitStack() as stack:
-        workers = [stack.enter_context(closing(Worker(cell, way, given))) for _ in range(given.together)]
-        for worker in workers:
-            worker.read()
-        for worker in workers:
-            worker.go()
-        return max(float(worker.read()) for worker in workers) / given.epochs / given.together
+        workers = [stack.enter_context(closing(worker(cell, way, given))) for _ in range(given.together)]
+        for one in workers:
+            one.hear()
+        for one in workers:
+            one.say("go")
+        return max(float(one.hear()) for one in workers) / given.epochs / given.together
 
 
 # ---- figures ---------------------------------------------------------------------------------------------------------
@@ -169,7 +142,7 @@ class Bench:
     def __init__(self, given: argparse.Namespace) -> None:
         self.given, self.data = given, images(given)
         self.deadline = time.monotonic() + 60 * given.minutes
-        self.cells = [Cell(*names) for names in product(given.architectures, MODES)]
+        self.cells = [Cell(*names) for names in product(given.architectures, given.modes)]
         self.eager: dict[Cell, float] = {}
 
     def figures(self) -> Iterator[Figure]:
@@ -237,6 +210,7 @@ def arguments() -> argparse.Namespace:
     made.add_argument("--dataset", help="name of a data set for load(); default: random images")
     made.add_argument("--data-dir", "--data_dir", default="./data")
     made.add_argument("--architectures", nargs="+", default=ARCHITECTURES, choices=ARCHITECTURES)
+    made.add_argument("--modes", nargs="+", default=MODES, choices=MODES)
     made.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
     made.add_argument("--epochs", type=int, default=2, help="epochs measured after the first")
     made.add_argument("--together", type=int, default=4, help="runs at a time on one card")

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import resource
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +26,7 @@ import torch
 
 from _plain import PlainVGG, masked_step, optimizer
 from _table import Figure, alternate, parser, show
+from _worker import Worker
 from perturblab import hardware, terminal, train
 from perturblab.accelerate import Conv3x3
 from perturblab.augment import crop_flip
@@ -47,37 +47,21 @@ CONSTANTS = NORMALISATION["masked-loss"]
 # ---- workers ---------------------------------------------------------------------------------------------------------
 
 
-class Worker:
+class Trainer(Worker):
     """A process that takes training steps when told."""
 
     def __init__(self, *words: str) -> None:
-        command = [sys.executable, __file__, "--worker", *words]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        super().__init__(__file__, "--worker", *words)
 
-    def steps(self, n: int = 1) -> None:
-        self._say(f"{n}\n")
-        assert self._read() == "done"
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
+    def step(self, n: int = 1) -> None:
+        self.say(str(n))
+        assert self.hear() == "done"
 
     def end(self) -> float:
         """Let it measure a thousand images and end; its largest resident memory in GiB."""
         assert self.process.stdin is not None
         self.process.stdin.close()
-        peak = float(self._read())
-        assert self.process.wait(60) == 0
-        return peak
-
-    def _say(self, words: str) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(words)
-        self.process.stdin.flush()
-
-    def _read(self) -> str:
-        assert self.process.stdout is not None
-        return self.process.stdout.readline().strip()
+        return float(self.hear())
 
 
 def requested() -> Iterator[None]:
@@ -159,19 +143,19 @@ def figures(arch: str, n: int) -> Iterator[Figure]:
     yield Figure("best square float32 matrix product", "GFLOP/s", 5, value=peak / 1e9)
     with ExitStack() as stack:
 
-        def worker(*words: str) -> Worker:
-            return stack.enter_context(closing(Worker(*words, "--arch", arch)))
+        def worker(*words: str) -> Trainer:
+            return stack.enter_context(closing(Trainer(*words, "--arch", arch)))
 
         baseline, masked, plain = worker("baseline"), worker("masked"), worker("plain")
-        of_baseline, of_masked, ratio = alternate(baseline.steps, masked.steps, n)
+        of_baseline, of_masked, ratio = alternate(baseline.step, masked.step, n)
         for name, seconds in (("baseline", of_baseline), ("masked", of_masked)):
             share = arithmetic(arch) / seconds / peak
             yield Figure(f"{arch} {name} step, float32", "ms", n, value=1e3 * seconds)
             yield Figure(f"{arch} {name} step, float32", "% of that product's speed", n, value=100 * share)
         yield Figure(f"{arch} masked over baseline", "times its time; at most 1.05", n, ratio=ratio)
 
-        def against(name: str, unit: str, ours: Worker, other: Worker) -> Figure:
-            return Figure(f"{arch} {name}", unit, n, ratio=alternate(ours.steps, other.steps, n)[2])
+        def against(name: str, unit: str, ours: Trainer, other: Trainer) -> Figure:
+            return Figure(f"{arch} {name}", unit, n, ratio=alternate(ours.step, other.step, n)[2])
 
         yield against("plain masked over ours, float32", "times its time; 4.2, aim 5", masked, plain)
         wanted = "times its time; 9, aim 12"
@@ -219,8 +203,8 @@ def arithmetic(arch: str) -> float:
 
 
 def memory(arch: str) -> Figure:
-    with closing(Worker("masked", "--arch", arch)) as worker:
-        worker.steps(3)
+    with closing(Trainer("masked", "--arch", arch)) as worker:
+        worker.step(3)
         return Figure(
             f"{arch} masked, batch {BATCH}: largest resident memory", "GiB; under 3", 1, value=worker.end()
         )

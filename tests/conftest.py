@@ -34,7 +34,8 @@ from perturblab.sites import Site, Step, SteppedModel
 from perturblab.train import Decision, Epoch, Recipe, fit
 
 TESTS = Path(__file__).parent
-torch.set_num_threads(1)  # the tests' operations are small: two threads only wait for each other and other workers
+# The tests' operations are small: two threads only wait for each other and for other workers.
+torch.set_num_threads(1)
 # Several threads, where a test asks for them, do not spin for a core that another process has.
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 ONE_THREAD |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}

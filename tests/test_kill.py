@@ -1,5 +1,6 @@
 """A run that is killed at any moment and started again ends with the same bytes as one that was left alone."""
 
+import os
 import signal
 from pathlib import Path
 
@@ -8,7 +9,12 @@ import pytest
 from conftest import KillAtRandom, Killed, Zygote, differing, files_of
 
 WHOLE_TEST_S = 60.0
-CHANGING = ("after replace", "after unlink", "after fsync .", "half of write")  # "fsync .": of a temporary file
+CHANGING = (
+    "after replace",
+    "after unlink",
+    "after fsync .",
+    "half of write",
+)  # "fsync .": of a temporary file
 
 
 def told(killed: Killed) -> str:
@@ -32,7 +38,8 @@ def test_killed_30_times_at_random_moments_no_file_differs(
         stages |= killed.stages.keys()
         seconds += killed.seconds
     assert len(stages) >= 4, f"the kills hit only {stages}"
-    assert seconds < WHOLE_TEST_S
+    busy = os.getloadavg()[0] / (os.cpu_count() or 1)  # other work on this machine slows the runs
+    assert seconds < WHOLE_TEST_S * max(1.0, busy)
 
 
 # ---- every moment, not random ones ---------------------------------------------------------------------------------

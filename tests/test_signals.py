@@ -100,7 +100,7 @@ def test_a_second_ctrl_c_stops_at_once_and_loses_nothing(
     began = time.monotonic()
     os.kill(pid, signal.SIGINT)
     ended = zygote.wait()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20, "it waited for the step"
     assert ended.code == 130
     assert ended.output.splitlines()[-1] == "stopped: interrupted; run the same command again to go on"
     assert "Traceback" not in ended.output

@@ -23,7 +23,7 @@ def crop_flip(images: Tensor, generator: torch.Generator, padding: int = 4) -> T
     n = len(images)
     offsets = _offsets(n, padding, generator)
     mirror = torch.randint(2, (n,), generator=generator, dtype=torch.bool)
-    mirrored = images.index_select(0, mirror.nonzero()[:, 0].to(images.device)).flip(3)
+    mirrored = images.index_select(0, _sent(mirror.nonzero()[:, 0], images)).flip(3)
     which = torch.where(mirror, n - 1 + mirror.cumsum(0), torch.arange(n))
     return _windows(torch.cat([images, mirrored]), which, offsets, padding)
 
@@ -51,10 +51,16 @@ def _windows(pictures: Tensor, which: Tensor, offsets: Tensor, padding: int) -> 
     _, c, h, w = pictures.shape
     padded = F.pad(pictures, (padding,) * 4).contiguous()
     picture, channel, row, _ = padded.stride()
-    corner = which * picture + offsets[0] * row + offsets[1]
-    starts = corner.view(-1, 1, 1) + (torch.arange(c) * channel).view(-1, 1) + torch.arange(h) * row
+    corner = _sent(which * picture + offsets[0] * row + offsets[1], pictures)
+    channels, rows = (torch.arange(count, device=pictures.device) for count in (c, h))
+    starts = corner.view(-1, 1, 1) + (channels * channel).view(-1, 1) + rows * row
     runs = padded.flatten().unfold(0, w, 1)
-    return runs.index_select(0, starts.flatten().to(pictures.device)).view(-1, c, h, w)
+    return runs.index_select(0, starts.flatten()).view(-1, c, h, w)
+
+
+def _sent(numbers: Tensor, images: Tensor) -> Tensor:
+    """A few KB from the CPU to where ``images`` are, without waiting for a GPU to finish what it is doing."""
+    return numbers.to(images.device, non_blocking=True)
 
 
 AUGMENTS: dict[str, Augment | None] = {

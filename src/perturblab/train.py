@@ -208,9 +208,9 @@ class _Fit:
         for group in state.optimizer.param_groups:
             group["lr"] = self.recipe.lr(clock)
         draws = self.objective.draw(batch, clock)
+        state.optimizer.zero_grad(set_to_none=True)  # before the forward pass, which then has their memory
         with self.randomness(), autocast(self.recipe.precision, self.device):
             loss = self.compute(batch, draws)
-        state.optimizer.zero_grad(set_to_none=True)
         loss.total.backward()
         state.optimizer.step()
         self._watch(loss.total, clock.step)

@@ -200,9 +200,13 @@ class Evaluate(Settings):
     arch: Arch | None = flag(
         None, "Architecture; read from the checkpoint where it says.", "--arch", "--model"
     )
-    width: float = flag(1.0, "Width of the network, if not 1.", gt=0, le=8)
-    dataset: str = flag("cifar10", "The data set whose test images are used.")
-    normalize: Literal["documented", "data"] = flag("documented", "Normalisation constants, as in train.")
+    width: float | None = flag(None, "Width of the network; read from the checkpoint, else 1.", gt=0, le=8)
+    dataset: str | None = flag(
+        None, "The data set whose test images are used; read from the checkpoint, else cifar10."
+    )
+    normalize: Literal["documented", "data"] | None = flag(
+        None, "Normalisation constants, as in train; read from the checkpoint, else documented."
+    )
     robustness_masks: int = flag(20, "Random subsets per kept fraction.", ge=1)
     seed: int = flag(0, "Seed of the subsets.", ge=0)
     device: str = flag("auto", "auto, cpu, cuda, cuda:N or mps.", where=True)

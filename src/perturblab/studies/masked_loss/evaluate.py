@@ -16,10 +16,15 @@ from perturblab.studies.masked_loss import Evaluate
 from perturblab.studies.masked_loss.run import load_images
 from perturblab.terminal import UserError, say
 
+# What a checkpoint of the original scripts does not say, and a command line need not.
+WHEN_SILENT = {"width": 1.0, "dataset": "cifar10", "normalize": "documented"}
+
 
 def evaluate(s: Evaluate) -> None:
     """Print test loss and accuracy, and the accuracy left when only a fraction of the hidden units is kept."""
-    weights, arch = read(s)
+    weights, arch, said = read(s)
+    silent = {name: said[name] for name in WHEN_SILENT if getattr(s, name) is None}
+    s = Evaluate.parse({**s.model_dump(), **silent})
     device = hardware.pick_device(s.device)
     hardware.set_up("fp32", 0)
     test_set = load_images(s)[1].to(device)
@@ -42,8 +47,8 @@ def evaluate(s: Evaluate) -> None:
         say(f"{fraction:17.0%}  {100 * fmean(accuracies):.2f} %")
 
 
-def read(s: Evaluate) -> tuple[dict[str, Any], str]:
-    """The state_dict in the checkpoint and the architecture that it or the command line names."""
+def read(s: Evaluate) -> tuple[dict[str, Any], str, dict[str, Any]]:
+    """The state_dict in the checkpoint, the architecture that the command line or it names, and what else it says."""
     content = read_checkpoint(s.checkpoint)
     weights = content.get("model_state_dict", content)
     arch = s.arch or content.get("arch")
@@ -53,4 +58,4 @@ def read(s: Evaluate) -> tuple[dict[str, Any], str]:
         raise UserError(f"{s.checkpoint} does not say its architecture; give --arch {'|'.join(MODELS)}")
     if not isinstance(arch, str) or arch not in MODELS:
         raise UserError(f"{s.checkpoint} says its architecture is '{shown(arch)}', not {', '.join(MODELS)}")
-    return weights, arch
+    return weights, arch, {name: content.get(name, value) for name, value in WHEN_SILENT.items()}

@@ -170,11 +170,13 @@ def finish(s: Train, run: RunFolder) -> None:
         name: results[name]
         for name in ("arch", "mode", "seed", "final_train_acc", "final_test_acc", "final_gen_gap")
     }
+    network = {"width": s.width, "dataset": s.dataset, "normalize": s.normalize}  # for `evaluate`
     content = {
         "epoch": s.epochs,
         "model_state_dict": state["model"],
         "optimizer_state_dict": state["optimizer"],
         **final,
+        **network,
         "run_id": run.id,
         "schema_version": SCHEMA_VERSION,
     }
@@ -243,7 +245,9 @@ def curve(rows: list[Row], intact: float | None) -> dict[str, Any] | None:
     by_size: dict[tuple[float, int], list[float]] = {}
     for row in rows:
         if row["kind"] == "robustness":
-            by_size.setdefault((row["kept_fraction"], row["keep_size"]), []).append(round(100 * row["accuracy"], 6))
+            by_size.setdefault((row["kept_fraction"], row["keep_size"]), []).append(
+                round(100 * row["accuracy"], 6)
+            )
     if not by_size:
         return None
     return {
