@@ -103,6 +103,8 @@ def wrap(points: Points) -> None:
 
 def slow_step(number: int, seconds: float) -> None:
     """Make the ``number``-th training step of this process take ``seconds`` more, and say so when it begins."""
+    import torch
+
     from perturblab.train import _Fit
 
     plain, left = _Fit._train_step, number
@@ -111,7 +113,7 @@ def slow_step(number: int, seconds: float) -> None:
         nonlocal left
         left -= 1
         if left == 0:
-            print("slow step", flush=True)
+            print(f"slow step with {torch.get_num_threads()} threads", flush=True)
             end = time.monotonic() + seconds
             while (
                 time.monotonic() < end

@@ -2,6 +2,7 @@
 
 import json
 import signal
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,13 @@ from conftest import (
     train_tiny,
 )
 from perturblab.images import Batch, ShuffledSource
-from perturblab.objectives import Clock
+from perturblab.objectives import Clock, Loss
 from perturblab.objectives.cross_entropy import CrossEntropy
 from perturblab.objectives.masked import MaskedLoss
 from perturblab.runs import Diverged, Row, RunFolder
 from perturblab.signals import Interrupted, StopFlag
 from perturblab.sites import SteppedModel
-from perturblab.train import Decision, Epoch
+from perturblab.train import Decision, Epoch, Recipe, fit
 
 STEPS, EPOCHS = 3, 3  # of train_tiny
 
@@ -278,6 +279,37 @@ def test_the_schedule_not_the_optimizers_own_rate_is_used(tmp_path: Path) -> Non
     assert rates == [Clock(e, s, STEPS, EPOCHS) for e in (1, 2, 3) for s in range(STEPS)]
 
 
+class SameBatch:
+    """The same batch in every step."""
+
+    def steps(self) -> int:
+        return 4
+
+    def epoch(self, number: int, first_step: int = 0) -> Iterator[Batch]:
+        batch = next(ShuffledSource(tiny_images(), 20, seed=0).epoch(1))
+        yield from [batch] * (4 - first_step)
+
+
+def test_dropout_draws_anew_in_each_step(tmp_path: Path) -> None:
+    """Without updates and with one batch, only dropout makes the logits of two steps differ."""
+    seen: list[Tensor] = []
+
+    class Recording(CrossEntropy):
+        def __call__(self, model: SteppedModel, batch: Batch, draws: dict[str, Tensor]) -> Loss:
+            loss = super().__call__(model, batch, draws)
+            seen.append(loss.logits.detach())
+            return loss
+
+    model, run = fresh_model(), tiny_folder(tmp_path)
+    recipe = Recipe(2, partial(torch.optim.SGD, lr=0.0), lambda clock: 0.0)
+    with run.claimed():
+        for _ in fit(run, model, Recording(), SameBatch(), recipe):
+            pass
+    assert len(seen) == 8
+    for number, logits in enumerate(seen):
+        assert not any(torch.allclose(logits, other) for other in seen[:number])
+
+
 def test_global_random_state_is_left_alone(tmp_path: Path) -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
@@ -385,11 +417,14 @@ def test_a_resumed_run_takes_the_threads_of_its_first_start(
     zygote: Zygote, tiny_run: list[str], tmp_path: Path
 ) -> None:
     words = [*tiny_run, "--checkpoint_every", "0", "--epochs", "1", "--batch_size", "36"]
-    kill = [["killpoints", "install", "after replace final.pt"]]
+    kill = [["killpoints", "install", "after replace checkpoint-N.pt"]]
     assert zygote.run([*words, "--threads", "2"], tmp_path / "two").code == 0
     assert zygote.run([*words, "--threads", "2"], tmp_path / "resumed", hooks=kill).code == -signal.SIGKILL
-    again = zygote.run([*words, "--threads", "1"], tmp_path / "resumed")
+    again = zygote.run(
+        [*words, "--threads", "1"], tmp_path / "resumed", hooks=[["killpoints", "slow_step", 1, 0.0]]
+    )
     assert again.code == 0
+    assert "slow step with 2 threads" in again.output
     assert "bit-exact" not in again.output
     for name in ("rows.jsonl", "final.pt", "results.json", "manifest.json"):
         one, other = (next((tmp_path / where).rglob(name)).read_bytes() for where in ("two", "resumed"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import hashlib
 import json
@@ -25,9 +26,9 @@ def writing_to(path: Path) -> Iterator[None]:
         reason = error.strerror or str(error)
         if isinstance(error, FileExistsError | NotADirectoryError):
             reason = "one of its folders is a file"
+        what = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "choose another folder"
         raise UserError(
-            f"cannot write {path}: {reason}; free some space or choose another folder, then run the same "
-            "command again: finished work is kept"
+            f"cannot write {path}: {reason}; {what}, then run the same command again: finished work is kept"
         ) from None
 
 
@@ -88,6 +89,14 @@ def read_json(path: str | Path) -> Any:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}); remove it and run the command that makes it") from None
+
+
+def check_writable(folder: Path) -> None:
+    """UserError now rather than after a day of work, if files cannot be written into ``folder``."""
+    with writing_to(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
 
 
 def digest(data: bytes) -> str:

@@ -249,8 +249,8 @@ def publish(run: RunFolder, source: Path, target: Path, owner: Callable[[Path], 
     data = read_checked(source)
     if data is None:
         raise UserError(f"{source} is damaged; remove {run.path} and run again")
-    remove_temporaries(target, run.id)
     with writing_to(target):
+        remove_temporaries(target, run.id)
         there = target.read_bytes() if target.exists() else None
     if there == data:
         return

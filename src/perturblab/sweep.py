@@ -77,10 +77,13 @@ def _merge(plan: Plan, outcomes: list[Outcome]) -> list[Outcome]:
 def explain_failures(plan: Plan, outcomes: Sequence[Outcome]) -> None:
     """Say which runs failed and why, and raise SomeFailed if any did."""
     failed = [outcome for outcome in outcomes if outcome.status in ("failed", "not started")]
+    reasons: dict[str, list[str]] = {}
     for outcome in failed:
         folder = plan.folder(outcome.cell)
         reason = folder.failure() if (folder.path / "failure.json").exists() else outcome.reason
-        say(f"{outcome.cell.name} {outcome.status}: {reason}")
+        reasons.setdefault(f"{outcome.status}: {reason}", []).append(outcome.cell.name)
+    for reason, names in reasons.items():
+        say(f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''} {reason}")
     if failed:
         say(f"{len(failed)} of {len(outcomes)} runs failed; the same command runs only what is missing")
         raise SomeFailed

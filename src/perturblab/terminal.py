@@ -5,10 +5,12 @@ On a terminal progress is a live bar; in a log file it is a plain line now and t
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TextIO
 
 PLAIN_EVERY_S = 10.0  # a log file gets at most one progress line in this time
 
@@ -21,11 +23,21 @@ class UserError(Exception):
 
 
 def say(line: str) -> None:
-    print(line, flush=True)
+    _write(line, sys.stdout)
 
 
 def warn(line: str) -> None:
-    print(f"warning: {line}", file=sys.stderr, flush=True)
+    _write(f"warning: {line}", sys.stderr)
+
+
+def _write(line: str, stream: TextIO | None) -> None:
+    """Print a line; a reader that has gone (``| head``, a dead ssh) or a closed stream must not end the work."""
+    if stream is None:
+        return
+    try:
+        print(line, file=stream, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def duration(seconds: float) -> str:
@@ -38,7 +50,7 @@ def duration(seconds: float) -> str:
 @contextmanager
 def progress(label: str, total: int, done: int = 0) -> Iterator[Advance]:
     """Report ``total`` units of work; yields ``advance``. ``done`` units were there before (a resumed run)."""
-    if sys.stderr.isatty():
+    if sys.stderr is not None and sys.stderr.isatty():
         with _live(label, total, done) as advance:
             yield advance
     else:
@@ -72,6 +84,6 @@ def _plain(label: str, total: int, done: int) -> Advance:
             return
         last = now
         left = (now - start) / max(n - done, 1) * (total - n)
-        print(f"{label}: {n}/{total}, {duration(left)} left {note}".rstrip(), file=sys.stderr, flush=True)
+        _write(f"{label}: {n}/{total}, {duration(left)} left {note}".rstrip(), sys.stderr)
 
     return advance

@@ -171,8 +171,8 @@ def _masked(found: Sequence[Group]) -> list[Group]:
 def _look(group: Group, found: Sequence[Group]) -> dict[str, object]:
     colour = plots.colours(_architectures(found))[group.arch]
     return {
-        "colour": plots.shade(colour, plots.SHADES[group.mode]),
-        "dash": plots.DASHES[group.mode],
+        "colour": plots.shade(colour, plots.SHADES.get(group.mode, -0.25)),
+        "dash": plots.DASHES.get(group.mode, "-."),
         "marker": plots.MARKERS[group.order % len(plots.MARKERS)],
     }
 

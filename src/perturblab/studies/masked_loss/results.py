@@ -7,27 +7,24 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from perturblab.files import read_json
+from perturblab.studies.masked_loss import UNUSED, Mode, Train
 from perturblab.studies.masked_loss.arms import SETTINGS, Floats, Result, Robustness, differing, groups, shown
 from perturblab.terminal import UserError, warn
 
-MODES = ("baseline", "masked", "half-loss")
+MODES = get_args(Mode)
 NAME = re.compile(
-    r"(?P<arch>.+)_(?P<mode>baseline|masked|half[-_]loss)_seed(?P<seed>\d+)(?P<suffix>\D.*)?\.json"
+    rf"(?P<arch>.+)_(?P<mode>{'|'.join(mode.replace('-', '[-_]') for mode in MODES)})_seed(?P<seed>\d+)(?P<suffix>\D.*)?\.json"
 )
 CURVES = (
     "epoch", "train_loss_full", "train_loss_masked", "train_loss_total", "train_acc", "test_acc", "gen_gap", "lambda",
 )  # fmt: skip
 NEWER_CURVES = ("clamp_active_fraction", "train_acc_clean", "train_acc_online")
 FINALS = ("final_train_acc", "final_test_acc", "final_gen_gap")
-WITHOUT_EFFECT = {
-    "baseline": ("n_masks", "lambda_max", "clamp", "site"),
-    "half-loss": ("n_masks", "clamp", "site"),
-}
 MAKES_THEM = (
     "`perturblab masked-loss train --arch vgg11 --mode masked --seed 0` makes one, "
     "`perturblab masked-loss sweep` the document's 24"
@@ -141,9 +138,13 @@ def _read(file: File) -> Result:
 def _settings(content: dict[str, Any], file: File) -> dict[str, Any]:
     """Every name in SETTINGS: as recorded, or under the key ``settings``, which leaves out defaults, or None."""
     changed = content.get("settings")
-    recorded = {**(changed if isinstance(changed, dict) else {}), **content}
-    settings = {k: recorded.get(k) for k in SETTINGS if k not in WITHOUT_EFFECT.get(file.mode, ())}
-    script = "perturblab" if "schema_version" in content else "original"
+    ours = "schema_version" in content
+    defaults = {
+        k: Train.default_of(k) for k in SETTINGS if ours and k in Train.model_fields and k != "augment"
+    }
+    recorded = {**defaults, **(changed if isinstance(changed, dict) else {}), **content}
+    settings = {k: recorded.get(k) for k in SETTINGS if k not in UNUSED[file.mode]}
+    script = "perturblab" if ours else "original"
     return {**dict.fromkeys(SETTINGS), **settings, "script": script, "suffix": file.suffix}
 
 

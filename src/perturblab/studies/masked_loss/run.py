@@ -12,7 +12,7 @@ from perturblab import hardware
 from perturblab.augment import AUGMENTS
 from perturblab.checkpoints import read_checkpoint, to_bytes, to_cpu
 from perturblab.datasets import NORMALISATION, load
-from perturblab.files import read_json, write_checked
+from perturblab.files import check_writable, read_json, write_checked
 from perturblab.images import ImageSet, ShuffledSource
 from perturblab.measure import score
 from perturblab.models import MODELS
@@ -25,7 +25,7 @@ from perturblab.schedules import multistep
 from perturblab.signals import StopFlag, stop_on_signals
 from perturblab.sites import SteppedModel
 from perturblab.streams import seeded
-from perturblab.studies.masked_loss import Train
+from perturblab.studies.masked_loss import UNUSED, Train
 from perturblab.terminal import UserError, say, warn
 from perturblab.train import Epoch, Recipe, fit
 
@@ -37,6 +37,8 @@ def train(settings: Train) -> None:
     """Run (or go on with, or only export) the run that these settings name."""
     s = resolve(settings)
     run = run_folder(s, s.name, s.runs_dir)
+    for target in s.exports.values():
+        check_writable(target.parent)
     with stop_on_signals() as stop:
         perform(run, partial(work, s, stop), partial(export, s))
     found = run.results()
@@ -62,6 +64,9 @@ def work(s: Train, stop: StopFlag, run: RunFolder) -> None:
     hardware.reuse(run.record(hardware.facts(device, s.precision), data))
     train_set, test_set = train_set.to(device), test_set.to(device)
     model = build(s, train_set).to(device)
+    if s.batch_size > len(train_set):
+        raise UserError(f"--batch_size {s.batch_size} is more than the {len(train_set)} training images")
+    say(f"{s.name}: on {device}, {s.precision}, {torch.get_num_threads()} CPU threads, in {run.path}")
     source = ShuffledSource(train_set, s.batch_size, s.seed, AUGMENTS[s.augment])
 
     for epoch in fit(run, model, objective(s, model), source, recipe(s), stop):
@@ -118,7 +123,7 @@ def recipe(s: Train) -> Recipe:
 
 def lambda_of(s: Train, epoch: Epoch) -> dict[str, float]:
     clock = Clock(epoch.number, 0, 1, s.epochs)
-    return {"lambda_ablation": 0.0 if s.mode == "baseline" else warmed_up(s.lambda_max)(clock)}
+    return {"lambda_ablation": 0.0 if "lambda_max" in UNUSED[s.mode] else warmed_up(s.lambda_max)(clock)}
 
 
 def measure(s: Train, model: SteppedModel, epoch: Epoch, train_set: ImageSet, test_set: ImageSet) -> Row:
@@ -145,7 +150,9 @@ def tell(s: Train, row: Row) -> None:
         accuracies = "".join(
             f"  {name} {100 * value:.2f} %" for name, value in shown.items() if value is not None
         )
-        say(f"{s.name} epoch {number}/{s.epochs}  loss {row['loss_total']:.4f}{accuracies}")
+        say(
+            f"{s.name} epoch {number}/{s.epochs}  loss {row.get('loss_total', row['loss_full']):.4f}{accuracies}"
+        )
     active = row.get("clamp_active", 0.0)
     if active > CLAMP_WARNING and number in (1, s.epochs):
         means = {
@@ -193,7 +200,7 @@ def documented(s: Train, rows: list[Row]) -> dict[str, Any]:
         "train_loss_masked": [
             row.get("loss_ablated", 0.0 if s.mode == "baseline" else None) for row in epochs
         ],
-        "train_loss_total": [row["loss_total"] for row in epochs],
+        "train_loss_total": [row.get("loss_total", row["loss_full"]) for row in epochs],
         "train_acc": [percent(row["train_acc_clean"]) for row in epochs],
         "test_acc": [percent(row["test_acc"]) for row in epochs],
         "gen_gap": [gap(row) for row in epochs],
@@ -210,8 +217,8 @@ def documented(s: Train, rows: list[Row]) -> dict[str, Any]:
         "epochs": s.epochs,
         "batch_size": s.batch_size,
         "lr": s.lr,
-        "n_masks": s.n_masks if s.mode == "masked" else 0,
-        "lambda_max": 0.0 if s.mode == "baseline" else s.lambda_max,
+        "n_masks": 0 if "n_masks" in UNUSED[s.mode] else s.n_masks,
+        "lambda_max": 0.0 if "lambda_max" in UNUSED[s.mode] else s.lambda_max,
         "final_train_acc": history["train_acc"][-1],
         "final_test_acc": history["test_acc"][-1],
         "final_gen_gap": history["gen_gap"][-1],

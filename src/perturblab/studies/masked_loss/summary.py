@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 
 from perturblab.report.statistics import Paired, paired, summarise, too_few
 from perturblab.report.tables import Table
+from perturblab.studies.masked_loss import Mode
 from perturblab.studies.masked_loss.arms import SHARED, Group, Result, differing, groups, shown
 
-COMPARED = (("masked", "baseline"), ("half-loss", "baseline"), ("masked", "half-loss"))
+COMPARED = (*((mode, "baseline") for mode in get_args(Mode) if mode != "baseline"), ("masked", "half-loss"))
 MEASURES = {"final_test_acc": "Test Acc", "final_gen_gap": "Gen Gap"}
 SIGNIFICANT = 0.05
 
