@@ -248,9 +248,10 @@ def stopping_after(steps: int, lr: Schedule) -> tuple[StopFlag, Schedule]:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """This process's environment, one thread, and not inside Grid Engine."""
+    """This process's environment with its Python first on the path, one thread, and not inside Grid Engine."""
     kept = {name: value for name, value in os.environ.items() if name not in ("SGE_ROOT", "JOB_ID")}
-    return {**kept, **ONE_THREAD, **more}
+    path = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)])
+    return {**kept, "PATH": path, **ONE_THREAD, **more}
 
 
 def until(true: Callable[[], bool], seconds: float = 60.0) -> None:
