@@ -312,7 +312,7 @@ class Zygote:
         """Start ``perturblab WORDS`` in ``folder``, optionally as another ``user``; its pid."""
         folder.mkdir(parents=True, exist_ok=True)
         self.output = self.folder / "output"
-        self.output.unlink(missing_ok=True)
+        self.output.write_bytes(b"")
         request = {
             "words": words,
             "folder": str(folder),

@@ -88,18 +88,8 @@ def test_killed_at_each_kind_of_file_change_no_file_differs(
 def test_killed_before_and_after_every_single_file_change_no_file_differs(
     zygote: Zygote, tiny_run: list[str], tmp_path: Path
 ) -> None:
-    words = [
-        *tiny_run,
-        "--checkpoint_every",
-        "0",
-        "--epochs",
-        "2",
-        "--batch_size",
-        "36",
-        "--robustness_masks",
-        "1",
-    ]
-    killed_at_each(zygote, words, tmp_path, every_point=True)
+    few = ["--epochs", "2", "--batch_size", "72", "--robustness_masks", "1"]
+    killed_at_each(zygote, [*tiny_run, "--checkpoint_every", "0", *few], tmp_path, every_point=True)
 
 
 @pytest.mark.slow
@@ -111,6 +101,24 @@ def test_killed_100_times_at_random_moments_no_file_differs(
         kill_at_random([*tiny_run, "--checkpoint_every", every], tmp_path, 100, seed=int(float(every) * 100)),
         100,
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--mode", "baseline"),
+        ("--mode", "half-loss"),
+        ("--site", "conv1", "--clamp", "none"),
+        ("--precision", "bf16"),
+        ("--threads", "2"),
+    ],
+    ids=" ".join,
+)
+def test_killed_15_times_under_other_settings_no_file_differs(
+    kill_at_random: KillAtRandom, tiny_run: list[str], tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    check(kill_at_random([*tiny_run, *words, "--checkpoint_every", "0.02"], tmp_path, 15, seed=5), 15)
 
 
 @pytest.mark.slow

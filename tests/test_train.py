@@ -1,5 +1,6 @@
 """``fit``: what it trains is what it says, and stopping it anywhere changes nothing."""
 
+import copy
 import json
 import signal
 from collections.abc import Iterator
@@ -400,17 +401,26 @@ def test_bf16_trains_on_the_cpu_and_pairs_like_fp32(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of torch.compile's own parts
-def test_compiled_training_ends_close_to_eager_and_pairs(tmp_path: Path) -> None:
+def test_compiled_training_ends_close_to_eager_and_pairs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without dropout, whose compiled form draws other numbers."""
+    plain = fresh_model()
+    del plain.hidden[2]
+    monkeypatch.setattr(conftest, "fresh_model", lambda: copy.deepcopy(plain))
+    train = partial(train_tiny, batch_size=10)
     torch.compiler.reset()
-    eager = train_tiny(tmp_path / "eager", objective=masked(0.5), batch_size=10)
-    compiled = train_tiny(tmp_path / "compiled", objective=masked(0.5), batch_size=10, compile=True)
-    for name, value in eager.weights.items():
-        assert torch.allclose(compiled.weights[name], value, atol=1e-3), name
+    eager = train(tmp_path / "eager", objective=masked(0.5))
+    compiled = train(tmp_path / "compiled", objective=masked(0.5), compile=True)
+    assert close(compiled, eager)
     assert int(compiled.weights["conv.1.num_batches_tracked"]) == 2 * EPOCHS
-    baseline = train_tiny(tmp_path / "baseline", batch_size=10, compile=True)
-    zero = train_tiny(tmp_path / "zero", objective=masked(0.0), batch_size=10, compile=True)
-    for name, value in baseline.weights.items():
-        assert torch.allclose(zero.weights[name], value, atol=1e-3), name
+    baseline = train(tmp_path / "baseline", compile=True)
+    assert close(train(tmp_path / "zero", objective=masked(0.0), compile=True), baseline)
+    assert not close(compiled, baseline)
+
+
+def close(one: Trained, other: Trained) -> bool:
+    return all(torch.allclose(value, other.weights[name], atol=1e-4) for name, value in one.weights.items())
 
 
 def test_a_resumed_run_takes_the_threads_of_its_first_start(
