@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import select
 import shutil
 import signal
 import subprocess
@@ -297,7 +298,7 @@ class Zygote:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment(),
-            text=True,
+            bufsize=0,
         )
         assert self._read() == {"ready": True}
 
@@ -322,13 +323,16 @@ class Zygote:
             "hooks": hooks or [],
         }
         assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
+        self.process.stdin.write(json.dumps(request).encode() + b"\n")
         return int(self._read()["pid"])
 
     def wait(self) -> Ended:
         code = os.waitstatus_to_exitcode(self._read()["status"])
         return Ended(code, self.output.read_text(errors="replace"))
+
+    def ends_within(self, seconds: float) -> bool:
+        """Whether the child has ended, at the latest after so many seconds."""
+        return bool(select.select([self.process.stdout], [], [], seconds)[0])
 
     def run(self, words: list[str], folder: Path, **options: Any) -> Ended:
         self.start(words, folder, **options)
@@ -415,55 +419,65 @@ class Killed:
 KillAtRandom = Callable[..., Killed]
 
 
+class Real:
+    """Starts ``python -m perturblab``, as a user does: several seconds each time."""
+
+    def __init__(self, folder: Path) -> None:
+        self.output = folder / "output"
+
+    def start(self, words: list[str], folder: Path) -> int:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(self.output, "wb") as output:
+            self.process = subprocess.Popen(
+                program(*words), cwd=folder, env=environment(), stdout=output, stderr=output
+            )
+        return self.process.pid
+
+    def wait(self) -> Ended:
+        return Ended(self.process.wait(), self.output.read_text())
+
+    def ends_within(self, seconds: float) -> bool:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(seconds)
+        return self.process.returncode is not None
+
+
 @pytest.fixture
 def kill_at_random(zygote: Zygote, tmp_path: Path) -> KillAtRandom:
     """``kill_at_random(words, folder, kills, seed)``: run the command, SIGKILL it after a random time, start it again
     until it is done, in fresh folders until ``kills`` have hit; compare every file with an undisturbed run.
 
-    ``real=True`` starts ``python -m perturblab`` each time (3 s); else the zygote forks.
+    ``real=True`` starts ``python -m perturblab`` each time; else the zygote forks.
     """
 
     def harness(words: list[str], folder: Path, kills: int, seed: int, real: bool = False) -> Killed:
-        start = start_real if real else zygote.start
-        wait = wait_real if real else zygote.wait
+        runner = Real(tmp_path) if real else zygote
         began = time.monotonic()
-        start(words, folder / "undisturbed")
-        ended = wait()
+        runner.start(words, folder / "undisturbed")
+        ended = runner.wait()
         assert ended.code == 0, ended.output
-        expected, whole = files_of(folder / "undisturbed"), time.monotonic() - began
+        whole, expected = time.monotonic() - began, files_of(folder / "undisturbed")
         chance, seen = random.Random(seed), Killed()
         while seen.kills < kills:
             here = folder / f"killed-{seen.runs}"
             ended = Ended(-signal.SIGKILL, "")
             while ended.code:
-                pid = start(words, here)
-                if seen.kills < kills:
-                    time.sleep(chance.uniform(0, 1.2 * whole))  # later than its end: it may finish
+                started = time.monotonic()
+                pid = runner.start(words, here)
+                # Sometimes later than its end, so that it comes to one.
+                if seen.kills < kills and not runner.ends_within(chance.uniform(0, 1.1 * whole)):
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
-                ended = wait()
+                ended = runner.wait()
                 assert ended.code in (0, -signal.SIGKILL), ended.output
                 if ended.code:
                     seen.stages[stage_of(here)] += 1
+                else:  # also of a part: kills come while a run lasts, however busy the machine was at first
+                    whole = min(whole, max(time.monotonic() - started, whole / 2))
             seen.runs += 1
             seen.differing += [f"{here.name}/{name}" for name in differing(expected, files_of(here))]
             shutil.rmtree(here)
         seen.seconds = time.monotonic() - began
         return seen
-
-    running: list[subprocess.Popen[bytes]] = []
-
-    def start_real(words: list[str], folder: Path) -> int:
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(tmp_path / "output", "wb") as output:
-            process = subprocess.Popen(
-                program(*words), cwd=folder, env=environment(), stdout=output, stderr=output
-            )
-        running[:] = [process]
-        return process.pid
-
-    def wait_real() -> Ended:
-        code = running[0].wait()
-        return Ended(code, (tmp_path / "output").read_text())
 
     return harness
