@@ -460,9 +460,9 @@ def kill_at_random(zygote: Zygote, tmp_path: Path) -> KillAtRandom:
         chance, seen = random.Random(seed), Killed()
         while seen.kills < kills:
             here = folder / f"killed-{seen.runs}"
+            began_here, kills_before = time.monotonic(), seen.kills
             ended = Ended(-signal.SIGKILL, "")
             while ended.code:
-                started = time.monotonic()
                 pid = runner.start(words, here)
                 # Sometimes later than its end, so that it comes to one.
                 if seen.kills < kills and not runner.ends_within(chance.uniform(0, 1.1 * whole)):
@@ -472,8 +472,8 @@ def kill_at_random(zygote: Zygote, tmp_path: Path) -> KillAtRandom:
                 assert ended.code in (0, -signal.SIGKILL), ended.output
                 if ended.code:
                     seen.stages[stage_of(here)] += 1
-                else:  # also of a part: kills come while a run lasts, however busy the machine was at first
-                    whole = min(whole, max(time.monotonic() - started, whole / 2))
+            if seen.kills == kills_before:  # faster than the first one, on a machine that was busy then
+                whole = min(whole, time.monotonic() - began_here)
             seen.runs += 1
             seen.differing += [f"{here.name}/{name}" for name in differing(expected, files_of(here))]
             shutil.rmtree(here)

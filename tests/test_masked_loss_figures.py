@@ -230,7 +230,7 @@ def test_settings_recorded_only_where_they_are_not_default_set_runs_apart_too(tm
     three_seeds(tmp_path, "masked")
     put(tmp_path, newer("vgg11", "masked", 3, settings={"momentum": 0.5}))
     assert [g.label for g in groups(read_results(tmp_path))] == [
-        "vgg11 masked",
+        "vgg11 masked (momentum=0.9)",
         "vgg11 masked (momentum=0.5)",
     ]
 

@@ -108,8 +108,6 @@ def _check(raw: Raw, name: str) -> None:
     ):
         if not 0 < len(images) == len(labels):
             raise UserError(f"{name}: {len(images)} {split} images and {len(labels)} labels do not match")
-        if len(np.unique(raw.train_labels)) < 2:
-            raise UserError(f"{name}: all train images are of one class, there is nothing to learn")
         wrong = (labels < 0) | (labels >= len(raw.classes))
         if wrong.any():
             row = int(wrong.argmax())

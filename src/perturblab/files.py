@@ -91,12 +91,14 @@ def read_json(path: str | Path) -> Any:
         raise UserError(f"{path} is damaged ({error}); remove it and run the command that makes it") from None
 
 
-def check_writable(folder: Path) -> None:
-    """UserError now rather than after a day of work, if files cannot be written into ``folder``."""
-    with writing_to(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+def check_writable(path: Path) -> None:
+    """UserError now rather than after a day of work, if the file ``path`` cannot be written."""
+    with writing_to(path):
+        there = next(folder for folder in path.absolute().parents if folder.exists())
+        if not there.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "not a folder", str(there))
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(there))
 
 
 def digest(data: bytes) -> str:

@@ -37,8 +37,6 @@ def train(settings: Train) -> None:
     """Run (or go on with, or only export) the run that these settings name."""
     s = resolve(settings)
     run = run_folder(s, s.name, s.runs_dir)
-    for target in s.exports.values():
-        check_writable(target.parent)
     with stop_on_signals() as stop:
         perform(run, partial(work, s, stop), partial(export, s))
     found = run.results()
@@ -57,6 +55,8 @@ def resolve(settings: Train) -> Train:
 
 
 def work(s: Train, stop: StopFlag, run: RunFolder) -> None:
+    for target in s.exports.values():
+        check_writable(target)
     device = hardware.pick_device(s.device)
     hardware.set_up(s.precision, s.threads)
     train_set, test_set = load_images(s)
@@ -66,6 +66,8 @@ def work(s: Train, stop: StopFlag, run: RunFolder) -> None:
     model = build(s, train_set).to(device)
     if s.batch_size > len(train_set):
         raise UserError(f"--batch_size {s.batch_size} is more than the {len(train_set)} training images")
+    if len(train_set.labels.unique()) < 2:
+        raise UserError(f"{s.dataset}: all training images are of one class, there is nothing to learn")
     say(f"{s.name}: on {device}, {s.precision}, {torch.get_num_threads()} CPU threads, in {run.path}")
     source = ShuffledSource(train_set, s.batch_size, s.seed, AUGMENTS[s.augment])
 
