@@ -1,6 +1,7 @@
 """A run that is killed at any moment and started again ends with the same bytes as one that was left alone."""
 
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -71,7 +72,8 @@ def killed_at_each(zygote: Zygote, words: list[str], folder: Path, every_point: 
         wanted = sorted(number for label, number in first.items() if label.startswith(CHANGING))
     bad = []
     for point in wanted:
-        found = differing(expected, kill_at(zygote, words, folder / f"point-{point}", point))
+        found = differing(expected, kill_at(zygote, words, folder / "killed", point))
+        shutil.rmtree(folder / "killed")
         bad += [f"{name} after a kill at point {point}: {labels[point - 1]}" for name in found]
     print(f"{len(wanted)} of {len(labels)} points, {len(bad)} files differ")
     assert not bad, "\n".join(bad)
