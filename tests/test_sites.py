@@ -12,12 +12,12 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
+from perturblab.hooked import Hooked
 from perturblab.images import ImageSet
 from perturblab.measure import predictions, score
 from perturblab.models import VGG
 from perturblab.probes.robustness import robustness
 from perturblab.sites import (
-    Hooked,
     Site,
     ablate_each,
     add,

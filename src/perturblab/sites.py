@@ -9,7 +9,7 @@ be left behind after an exception; models that are not lists of steps get taps t
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -26,12 +26,19 @@ class Site:
     """A place whose activation can be read or replaced.
 
     ``name`` is ours (``conv1``, ``hidden``); ``module`` the name of the module whose output it is, as in the
-    documents (``features.2``); ``shape`` of one image's activation: ``(channels, height, width)`` or ``(units,)``.
+    documents (``features.2``); ``shape`` of one image's activation: ``(channels, height, width)`` or ``(units,)``;
+    ``weights`` the name of the one layer whose weights make it (``features.0``), empty where there is no such layer.
     """
 
     name: str
     module: str
     shape: tuple[int, ...]
+    weights: str = ""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every name by which the site can be asked for."""
+        return tuple(filter(None, (self.name, self.module, self.weights)))
 
     @property
     def width(self) -> int:
@@ -43,8 +50,63 @@ Step = tuple[Site | None, Callable[[Any], Any]]
 Tap = Callable[[Site, Tensor], Tensor]
 
 
+class Layers:
+    """A step: layers one after another. ``OnBranch`` does the same inside a residual block."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        self.layers = layers
+
+    def __call__(self, state: Any) -> Any:
+        for layer in self.layers:
+            state = layer(state)
+        return state
+
+    def constant(self) -> Tensor:
+        """What the step gives in evaluation mode when the weights of its first layer are zero, ``[width]``.
+
+        The bias goes on through BatchNorm and ReLU: ``ReLU(gamma (b - mu) / sqrt(var + eps) + beta)``
+        (layerwise-mi.md 3.6). ValueError if the first layer is neither a convolution nor linear.
+        """
+        first, *rest = self.layers
+        if not isinstance(first, nn.Conv2d | nn.Linear):
+            raise ValueError(f"a {type(first).__name__} has no weights whose absence leaves a constant")
+        state = constant_of(first)
+        for layer in rest:
+            state = layer(state)
+        return state.flatten()
+
+
+class OnBranch(Layers):
+    """Layers on the branch of a residual block, whose state is ``(branch, skip)``."""
+
+    def __call__(self, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        branch, skip = state
+        return super().__call__(branch), skip
+
+
+def constant_of(layer: nn.Conv2d | nn.Linear) -> Tensor:
+    """The output of ``layer`` without its weights: the bias as ``[1 width 1 1]``, or ``[1 width]`` if linear."""
+    bias = layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias.detach().clone()
+    return bias.view(1, -1, 1, 1) if isinstance(layer, nn.Conv2d) else bias[None]
+
+
+def activation_of(state: Any) -> Tensor:
+    """The activation in a state: the state itself, or the branch of a residual block."""
+    activation: Tensor = state[0] if isinstance(state, tuple) else state
+    return activation
+
+
+def with_activation(state: Any, activation: Tensor) -> Any:
+    """``state`` with another activation; one with k times the rows takes k copies of the skip connection along."""
+    if not isinstance(state, tuple):
+        return activation
+    _, skip = state
+    copies = len(activation) // len(skip)
+    return activation, skip if copies == 1 else skip.repeat(copies, *[1] * (skip.dim() - 1))
+
+
 class SteppedModel(nn.Module, ABC):
-    """A network that runs as a list of steps. A step's state is a tensor (in a residual block, a pair)."""
+    """A network that runs as a list of steps. A step's state is a tensor, in a residual block (branch, skip)."""
 
     @abstractmethod
     def steps(self) -> list[Step]: ...
@@ -64,16 +126,16 @@ class SteppedModel(nn.Module, ABC):
         for site, step in self.steps()[start:stop]:
             state = step(state)
             if tap is not None and site is not None:
-                state = tap(site, state)
+                state = with_activation(state, tap(site, activation_of(state)))
         return state
 
     def sites(self) -> list[Site]:
         return [site for site, _ in self.steps() if site is not None]
 
     def position(self, name: str) -> int:
-        """How many steps lead to the activation at site ``name`` (also by module name). ValueError if unknown."""
+        """How many steps lead to the activation at site ``name`` (or module, or layer). ValueError if unknown."""
         for number, (site, _) in enumerate(self.steps(), 1):
-            if site is not None and name in (site.name, site.module):
+            if site is not None and name in site.names:
                 return number
         raise ValueError(f"no site '{name}'{nearest(name, [s.name for s in self.sites()])}")
 
@@ -81,6 +143,17 @@ class SteppedModel(nn.Module, ABC):
         site = self.steps()[self.position(name) - 1][0]
         assert site is not None
         return site
+
+    def weight_fill(self, name: str) -> Tensor:
+        """What zeroing the weights that make site ``name`` leaves there in evaluation mode, ``[width]``.
+
+        ValueError if the site is not made by one convolution or linear layer (the end of a residual block).
+        """
+        step = self.steps()[self.position(name) - 1][1]
+        if not isinstance(step, Layers):
+            raise ValueError(f"site '{name}' is not the output of one layer: fill it with zero or the mean")
+        with torch.no_grad():
+            return step.constant()
 
 
 # ---- taps ------------------------------------------------------------------------------------------------------
@@ -100,13 +173,13 @@ def broadcast(mask: Tensor, activation: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class At:
-    """A tap that makes one ``change`` at one ``site`` (our name or the module's); models without it refuse it."""
+    """A tap that makes one ``change`` at one ``site`` (by any of its names); models without it refuse it."""
 
     site: str
     change: Callable[[Tensor], Tensor]
 
     def __call__(self, at: Site, activation: Tensor) -> Tensor:
-        return self.change(activation) if self.site in (at.name, at.module) else activation
+        return self.change(activation) if self.site in at.names else activation
 
 
 def fill(site: str, keep_mask: Tensor, value: Tensor | float = 0.0) -> Tap:
@@ -190,43 +263,3 @@ def frozen_statistics(model: nn.Module) -> Iterator[None]:
     finally:
         for norm in norms:
             norm.track_running_stats = True
-
-
-class Hooked:
-    """Taps for a model that is not ours: exact, not fast, eager only. Sites are modules by their own names.
-
-    ``Hooked(model, {"conv1": "layer1.0.conv1"}).forward(images, tap)``. A module that is used twice calls the tap
-    at each use. Raises ValueError for a module that does not exist. Hooks exist only while ``forward`` runs.
-    """
-
-    def __init__(self, model: nn.Module, modules: Mapping[str, str]) -> None:
-        named = dict(model.named_modules())
-        for module in modules.values():
-            if module not in named:
-                raise ValueError(f"no module '{module}'{nearest(module, named)}")
-        self.model = model
-        self._modules = {name: (module, named[module]) for name, module in modules.items()}
-
-    def forward(self, images: Tensor, tap: Tap | None = None) -> Tensor:
-        known = {word for name, (module, _) in self._modules.items() for word in (name, module)}
-        if isinstance(tap, At) and tap.site not in known:
-            raise ValueError(f"no site '{tap.site}'{nearest(tap.site, self._modules)}")
-        handles = [] if tap is None else [self._hook(tap, *entry) for entry in self._entries()]
-        try:
-            logits: Tensor = self.model(images)
-            return logits
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    __call__ = forward
-
-    def _entries(self) -> list[tuple[str, str, nn.Module]]:
-        return [(name, path, module) for name, (path, module) in self._modules.items()]
-
-    @staticmethod
-    def _hook(tap: Tap, name: str, path: str, module: nn.Module) -> torch.utils.hooks.RemovableHandle:
-        def hook(_: nn.Module, __: Any, output: Tensor) -> Tensor:
-            return tap(Site(name, path, tuple(output.shape[1:])), output)
-
-        return module.register_forward_hook(hook)

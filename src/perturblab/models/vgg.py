@@ -6,12 +6,10 @@ counts are those of the studies' documents; ``head`` picks what follows the conv
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from torch import Tensor, nn
 
 from perturblab.accelerate import Conv3x3
-from perturblab.sites import Site, Step, SteppedModel
+from perturblab.sites import Layers, Site, Step, SteppedModel
 
 LAYOUTS: dict[str, str] = {
     "vgg11": "64 M 128 M 256 256 M 512 512 M 512 512 M",
@@ -49,7 +47,7 @@ class VGG(SteppedModel):
         self.classifier = nn.Sequential(
             nn.Linear(out, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, classes)
         )
-        self._hidden = Site("hidden", "classifier.1", (hidden,))
+        self._hidden = Site("hidden", "classifier.1", (hidden,), "classifier.0")
         self.apply(initialise)
 
     def steps(self) -> list[Step]:
@@ -58,25 +56,14 @@ class VGG(SteppedModel):
         steps: list[Step] = []
         for number, layer in enumerate(layers):
             if isinstance(layer, nn.Conv2d):
-                steps.append((self._sites[number], chain(*layers[number : number + 3])))
+                steps.append((self._sites[number], Layers(*layers[number : number + 3])))
             elif isinstance(layer, nn.MaxPool2d):
                 steps.append((None, layer))
         linear, relu, output = self.classifier
-        return [*steps, (None, self._flatten), (self._hidden, chain(linear, relu)), (None, output)]
+        return [*steps, (None, self._flatten), (self._hidden, Layers(linear, relu)), (None, output)]
 
     def _flatten(self, maps: Tensor) -> Tensor:
         return self.pool(maps).flatten(1)
-
-
-def chain(*layers: nn.Module) -> Callable[[Tensor], Tensor]:
-    """The layers one after another as one step."""
-
-    def step(state: Tensor) -> Tensor:
-        for layer in layers:
-            state = layer(state)
-        return state
-
-    return step
 
 
 def _features(
@@ -92,7 +79,9 @@ def _features(
             continue
         out, index = scaled(int(word), width), len(layers)
         layers += [Conv3x3(channels, out), nn.BatchNorm2d(out), nn.ReLU(inplace=True)]
-        sites[index] = Site(f"conv{len(sites) + 1}", f"features.{index + 2}", (out, size, size))
+        sites[index] = Site(
+            f"conv{len(sites) + 1}", f"features.{index + 2}", (out, size, size), f"features.{index}"
+        )
         channels = out
     return nn.Sequential(*layers), sites, channels
 
