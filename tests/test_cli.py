@@ -15,6 +15,7 @@ import torch
 
 from commandline import COMMANDS, called, parsed, refusal
 from conftest import Zygote
+from perturblab import experiment
 from perturblab.cli import spread_lists
 from perturblab.quickstart import Quickstart
 from perturblab.settings import documented_flag, flags_of, is_where
@@ -447,14 +448,14 @@ def of_loading(flag: str, value: Any) -> Callable[[Callable[..., Ran], Path], Ra
 
     def check(run: Callable[..., Ran], folder: Path) -> Ran:
         seen: list[Any] = []
-        load = study.load
+        load = experiment.load
 
         def spy(dataset: str, data_dir: str, **more: Any) -> Any:
             seen.append({"data_dir": data_dir, "num_workers": more["workers"]}[flag])
             return load(dataset, data_dir, **more)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(study, "load", spy)
+            patch.setattr(experiment, "load", spy)
             other = run(**{flag: value})
         assert seen == [value]
         return other

@@ -121,8 +121,8 @@ def test_the_activation_at_a_site_is_the_output_of_the_documented_module(model: 
 
 
 def test_the_hidden_layer_is_classifier_1_and_the_first_convolution_features_2(model: VGG) -> None:
-    assert model.site("hidden") == Site("hidden", "classifier.1", (HIDDEN,))
-    assert model.site("conv1") == Site("conv1", "features.2", (4, 32, 32))
+    assert model.site("hidden") == Site("hidden", "classifier.1", (HIDDEN,), "classifier.0")
+    assert model.site("conv1") == Site("conv1", "features.2", (4, 32, 32), "features.0")
     assert model.position("classifier.1") == model.position("hidden")
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from pydantic import field_validator
 
 from perturblab.cpus import cores
+from perturblab.flags import each_once
 from perturblab.settings import Command, Settings, flag
-from perturblab.studies.masked_loss import Mode, Sweep, each_once, spelt
+from perturblab.studies.masked_loss import Mode, Sweep, spelt
 from perturblab.terminal import duration, say
 
 

@@ -21,6 +21,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import field_validator
 
+from perturblab.flags import Fitting, each_once
 from perturblab.settings import Command, Settings, flag
 
 Arch = Literal["vgg11", "vgg13", "vgg16", "vgg19"]
@@ -41,17 +42,10 @@ def spelt(modes: Any) -> Any:
     return "half-loss" if modes == "half_loss" else modes
 
 
-def each_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The values of an axis: a value named twice is one run, and a grid has at least one."""
-    if not values:
-        raise ValueError("it must hold one or more values")
-    return tuple(dict.fromkeys(values))
-
-
 ARCHITECTURES: tuple[Arch, ...] = ("vgg11", "vgg13", "vgg16", "vgg19")
 
 
-class Training(Settings):
+class Training(Fitting):
     """What every run of the study shares; the grid varies the rest."""
 
     study = "masked-loss"
@@ -74,13 +68,6 @@ class Training(Settings):
     )
     momentum: float = flag(0.9, "SGD momentum.", ge=0, lt=1)
     weight_decay: float = flag(5e-4, "Weight decay on all parameters.", ge=0)
-    dataset: str = flag(
-        "cifar10",
-        "cifar10, cifar100, mnist, fashion-mnist, digits, folder:PATH, parquet:PREFIX or npz:PATH.",
-    )
-    normalize: Literal["documented", "data"] = flag(
-        "documented", "Normalisation constants: the document's (colour sets) or computed from train."
-    )
     augment: Literal["auto", "crop-flip", "crop", "none"] = flag(
         "auto", "Training augmentation; auto is crop-flip (documented), or crop for digits and mnist."
     )
@@ -94,27 +81,8 @@ class Training(Settings):
     robustness_masks: int = flag(
         20, "Random subsets per kept fraction in the final robustness measurement; 0 skips it.", ge=0
     )
-    precision: Literal["fp32", "tf32", "bf16", "auto"] = flag("fp32", "Arithmetic of the forward passes.")
-    compile: bool = flag(False, "Compile the training step with torch.compile.")
-    device: str = flag("auto", "auto, cpu, cuda, cuda:N or mps.", where=True)
-    threads: int = flag(
-        0, "CPU threads; 0 takes torch's default. Recorded, and reused on resume.", where=True, ge=0
-    )
-    num_workers: int = flag(
-        4,
-        "Threads that decode images when a set is first loaded.",
-        "--num_workers",
-        "--workers",
-        where=True,
-        ge=0,
-    )
-    data_dir: str = flag("./data", "Where data sets are kept.", where=True)
     checkpoint_dir: str = flag("./checkpoints", "Where final checkpoints are exported.", where=True)
     results_dir: str = flag("./results", "Where results are exported.", where=True)
-    runs_dir: str = flag("./perturblab_runs", "Where runs keep their state.", where=True)
-    checkpoint_every: float = flag(
-        60.0, "Seconds of work that a kill may lose, at most (plus one step).", where=True, ge=0
-    )
 
 
 class Train(Training):

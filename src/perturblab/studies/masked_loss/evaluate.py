@@ -7,13 +7,13 @@ from typing import Any
 
 from perturblab import hardware
 from perturblab.checkpoints import load_weights, read_checkpoint
+from perturblab.experiment import load_images
 from perturblab.measure import score
 from perturblab.models import MODELS
 from perturblab.probes.robustness import robustness
 from perturblab.settings import shown
 from perturblab.signals import stop_on_signals
 from perturblab.studies.masked_loss import Evaluate
-from perturblab.studies.masked_loss.run import load_images
 from perturblab.terminal import UserError, say
 
 # What a checkpoint of the original scripts does not say, and a command line need not.

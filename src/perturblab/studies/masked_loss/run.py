@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 
-from perturblab import hardware
 from perturblab.augment import AUGMENTS
 from perturblab.checkpoints import read_checkpoint, to_bytes, to_cpu
-from perturblab.datasets import NORMALISATION, load
-from perturblab.files import check_writable, read_json, write_checked
+from perturblab.experiment import check_trainable, export, percent, prepare, resolved
+from perturblab.files import write_checked
 from perturblab.images import ImageSet, ShuffledSource
 from perturblab.measure import score
 from perturblab.models import MODELS
@@ -20,13 +19,13 @@ from perturblab.objectives import Clock, Objective
 from perturblab.objectives.cross_entropy import CrossEntropy
 from perturblab.objectives.masked import MaskedLoss, warmed_up
 from perturblab.probes.robustness import robustness
-from perturblab.runs import SCHEMA_VERSION, Row, RunFolder, perform, publish, run_folder
+from perturblab.runs import SCHEMA_VERSION, Row, RunFolder, perform, run_folder
 from perturblab.schedules import multistep
 from perturblab.signals import StopFlag, stop_on_signals
 from perturblab.sites import SteppedModel
 from perturblab.streams import seeded
 from perturblab.studies.masked_loss import UNUSED, Train
-from perturblab.terminal import UserError, say, warn
+from perturblab.terminal import say, warn
 from perturblab.train import Epoch, Recipe, fit
 
 CLAMP_WARNING = 0.95  # share of an epoch's steps
@@ -35,10 +34,10 @@ SHOWN_EVERY = 10  # epochs; the first and the last are always shown, as in the d
 
 def train(settings: Train) -> None:
     """Run (or go on with, or only export) the run that these settings name."""
-    s = resolve(settings)
+    s = resolved(settings)
     run = run_folder(s, s.name, s.runs_dir)
     with stop_on_signals() as stop:
-        perform(run, partial(work, s, stop), partial(export, s))
+        perform(run, partial(work, s, stop), partial(export, s.exports))
     found = run.results()
     say(
         f"{s.name}: test {found['final_test_acc']:.2f} %, train (clean) {found['final_train_acc']:.2f} %, "
@@ -46,29 +45,11 @@ def train(settings: Train) -> None:
     )
 
 
-def resolve(settings: Train) -> Train:
-    """Settings without ``auto`` where it decides what is computed."""
-    device = hardware.pick_device(settings.device)
-    return settings.model_copy(
-        update={"precision": hardware.pick_precision(settings.precision, device)}
-    ).canonical()
-
-
 def work(s: Train, stop: StopFlag, run: RunFolder) -> None:
-    for target in s.exports.values():
-        check_writable(target)
-    device = hardware.pick_device(s.device)
-    hardware.set_up(s.precision, s.threads)
-    train_set, test_set = load_images(s)
-    data = {"train": train_set.digest(), "test": test_set.digest()}
-    hardware.reuse(run.record(hardware.facts(device, s.precision), data))
-    train_set, test_set = train_set.to(device), test_set.to(device)
-    model = build(s, train_set).to(device)
-    if s.batch_size > len(train_set):
-        raise UserError(f"--batch_size {s.batch_size} is more than the {len(train_set)} training images")
-    if len(train_set.labels.unique()) < 2:
-        raise UserError(f"{s.dataset}: all training images are of one class, there is nothing to learn")
-    say(f"{s.name}: on {device}, {s.precision}, {torch.get_num_threads()} CPU threads, in {run.path}")
+    ready = prepare(s, run, s.exports)
+    train_set, test_set = ready.train, ready.test
+    check_trainable(train_set, s.batch_size, s.dataset)
+    model = build(s, train_set).to(ready.device)
     source = ShuffledSource(train_set, s.batch_size, s.seed, AUGMENTS[s.augment])
 
     for epoch in fit(run, model, objective(s, model), source, recipe(s), stop):
@@ -84,12 +65,6 @@ def work(s: Train, stop: StopFlag, run: RunFolder) -> None:
         ):
             run.log(kind="robustness", epoch=s.epochs, **row)
     finish(s, run)
-
-
-def load_images(s: Any) -> tuple[ImageSet, ImageSet]:
-    """Train and test images at the size and with the channels that a VGG takes."""
-    return load(s.dataset, s.data_dir, documented=NORMALISATION["masked-loss"], normalize=s.normalize,
-                size=32, channels=3, workers=s.num_workers)  # fmt: skip
 
 
 def build(s: Any, images: ImageSet) -> SteppedModel:
@@ -239,10 +214,6 @@ def documented(s: Train, rows: list[Row]) -> dict[str, Any]:
     }
 
 
-def percent(fraction: float | None) -> float | None:
-    return None if fraction is None else round(100 * fraction, 6)
-
-
 def gap(row: Row) -> float | None:
     """Generalisation gap in percentage points: clean train accuracy minus test accuracy."""
     clean, test = row["train_acc_clean"], row["test_acc"]
@@ -265,24 +236,3 @@ def curve(rows: list[Row], intact: float | None) -> dict[str, Any] | None:
         "test_acc": list(by_size.values()),
         "test_acc_intact": intact,
     }
-
-
-def export(s: Train, run: RunFolder) -> None:
-    """Put the documented files in place; a pure function of the finished run folder."""
-    owners = {"results.json": _owner_of_json, "final.pt": _owner_of_checkpoint}
-    for source, target in s.exports.items():
-        publish(run, run.path / source, target, owners[source])
-
-
-def _owner_of_json(path: Path) -> str | None:
-    try:
-        return str(read_json(path)["run_id"])
-    except (UserError, KeyError, TypeError):
-        return None
-
-
-def _owner_of_checkpoint(path: Path) -> str | None:
-    try:
-        return str(read_checkpoint(path)["run_id"])
-    except (UserError, KeyError):
-        return None

@@ -41,9 +41,9 @@ def folder(cell: Cell) -> RunFolder:
     settings = cell.settings
     assert isinstance(settings, Train)
     if settings.precision == "auto":  # decided by the machine; only then is torch needed to name the folder
-        from perturblab.studies.masked_loss.run import resolve
+        from perturblab.experiment import resolved
 
-        settings = resolve(settings)
+        settings = resolved(settings)
     return run_folder(settings, settings.name, settings.runs_dir)
 
 

@@ -1,0 +1,55 @@
+"""Settings that several studies share. A study that documents another default restates the field."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from perturblab.settings import Settings, flag
+
+
+class Data(Settings):
+    """Which images, and where they are kept."""
+
+    dataset: str = flag(
+        "cifar10",
+        "cifar10, cifar100, mnist, fashion-mnist, digits, folder:PATH, parquet:PREFIX or npz:PATH.",
+    )
+    normalize: Literal["documented", "data"] = flag(
+        "documented", "Normalisation constants: the document's (colour sets) or computed from train."
+    )
+    data_dir: str = flag("./data", "Where data sets are kept.", where=True)
+    num_workers: int = flag(
+        4,
+        "Threads that decode images when a set is first loaded.",
+        "--num_workers",
+        "--workers",
+        where=True,
+        ge=0,
+    )
+
+
+class Machine(Settings):
+    """What computes, and how exactly."""
+
+    precision: Literal["fp32", "tf32", "bf16", "auto"] = flag("fp32", "Arithmetic of the forward passes.")
+    device: str = flag("auto", "auto, cpu, cuda, cuda:N or mps.", where=True)
+    threads: int = flag(
+        0, "CPU threads; 0 takes torch's default. Recorded, and reused on resume.", where=True, ge=0
+    )
+    runs_dir: str = flag("./perturblab_runs", "Where runs keep their state.", where=True)
+
+
+class Fitting(Data, Machine):
+    """What every training run has."""
+
+    compile: bool = flag(False, "Compile the training step with torch.compile.")
+    checkpoint_every: float = flag(
+        60.0, "Seconds of work that a kill may lose, at most (plus one step).", where=True, ge=0
+    )
+
+
+def each_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The values of an axis: a value named twice is one run, and a grid has at least one."""
+    if not values:
+        raise ValueError("it must hold one or more values")
+    return tuple(dict.fromkeys(values))
