@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+ATTEMPTS = 100  # draws per subset asked for, before unique ones are given up (layerwise-mi.md 3.6)
+
 
 def keep_sizes(n_masks: int, low: int, high: int, generator: torch.Generator) -> Tensor:
     """``n_masks`` sizes, int64, uniform on ``low..high`` inclusive."""
@@ -28,3 +30,19 @@ def documented_subsets(n_masks: int, width: int, generator: torch.Generator) -> 
     """
     sizes = keep_sizes(n_masks, 1, max(1, width - 2), generator)
     return subsets(sizes, width, generator)
+
+
+def unique_subsets(n_masks: int, width: int, low: int, high: int, generator: torch.Generator) -> Tensor:
+    """Subsets that differ from one another: the kept size uniform on ``low..high``, then a uniform subset.
+
+    bool ``[n width]``. The law of layerwise-mi removes 1..width, so it keeps ``low=0, high=width-1``. A subset that
+    came before is drawn again, ``ATTEMPTS`` times ``n_masks`` draws at most: then ``n`` is less than ``n_masks``.
+    """
+    found: dict[bytes, Tensor] = {}
+    for _ in range(ATTEMPTS):
+        drawn = subsets(keep_sizes(n_masks, low, high, generator), width, generator)
+        for mask in drawn:
+            found.setdefault(mask.numpy().tobytes(), mask)
+        if len(found) >= n_masks:
+            break
+    return torch.stack(list(found.values())[:n_masks])
