@@ -13,7 +13,7 @@ from perturblab.models import MODELS
 from perturblab.probes.robustness import robustness
 from perturblab.settings import shown
 from perturblab.signals import stop_on_signals
-from perturblab.studies.masked_loss import Evaluate
+from perturblab.studies.masked_loss import ARCHITECTURES, Evaluate
 from perturblab.terminal import UserError, say
 
 # What a checkpoint of the original scripts does not say, and a command line need not.
@@ -55,7 +55,11 @@ def read(s: Evaluate) -> tuple[dict[str, Any], str, dict[str, Any]]:
     if not isinstance(weights, dict):
         raise UserError(f"{s.checkpoint}: its model_state_dict is no dictionary of weights")
     if arch is None:
-        raise UserError(f"{s.checkpoint} does not say its architecture; give --arch {'|'.join(MODELS)}")
-    if not isinstance(arch, str) or arch not in MODELS:
-        raise UserError(f"{s.checkpoint} says its architecture is '{shown(arch)}', not {', '.join(MODELS)}")
+        raise UserError(
+            f"{s.checkpoint} does not say its architecture; give --arch {'|'.join(ARCHITECTURES)}"
+        )
+    if not isinstance(arch, str) or arch not in ARCHITECTURES:
+        raise UserError(
+            f"{s.checkpoint} says its architecture is '{shown(arch)}', not {', '.join(ARCHITECTURES)}"
+        )
     return weights, arch, {name: content.get(name, value) for name, value in WHEN_SILENT.items()}
