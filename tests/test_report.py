@@ -29,7 +29,15 @@ from perturblab.report.plots import (
     save,
     shade,
 )
-from perturblab.report.statistics import paired, sign_flip_p, smallest_p, summarise, too_few
+from perturblab.report.statistics import (
+    _rank_interval,
+    paired,
+    rank_correlation,
+    sign_flip_p,
+    smallest_p,
+    summarise,
+    too_few,
+)
 from perturblab.report.tables import Table, as_text, csv_text, show, write_csv
 from perturblab.terminal import UserError
 
@@ -167,6 +175,95 @@ def test_three_seeds_are_said_to_be_too_few_and_six_are_not() -> None:
     assert "6 seeds are the fewest" in sentence
     assert too_few(5) is not None
     assert too_few(6) is None
+
+
+@pytest.mark.parametrize("n", [4, 6, 15])
+def test_rank_correlation_and_its_p_are_scipys_also_with_ties(n: int) -> None:
+    r = np.random.default_rng(n)
+    x, y = r.integers(0, n, n).astype(float), r.normal(size=n)
+    y[1] = y[0]
+    ours = rank_correlation(x, y)
+    assert ours.rho == pytest.approx(stats.spearmanr(x, y).statistic)
+    theirs = stats.permutation_test(
+        (x,), lambda z: abs(stats.spearmanr(z, y).statistic), permutation_type="pairings",
+        alternative="greater", n_resamples=1_500, rng=1, vectorized=False,
+    )  # fmt: skip
+    error = 0 if n < 8 else math.sqrt(theirs.pvalue * (1 - theirs.pvalue) / 1_500)
+    assert ours.p_value == pytest.approx(theirs.pvalue, abs=4 * error + 1e-12)
+
+
+def test_the_interval_of_a_rank_correlation_is_that_of_bonett_and_wright() -> None:
+    """rho 0.6 of 15 points: z = 0.6931, standard error sqrt(1.18 / 12) = 0.3136."""
+    x = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]
+    y = [8, 2, 3, 4, 5, 6, 7, 1, 9, 10, 11, 12, 13, 14, 15]
+    y[9], y[14] = y[14], y[9]
+    ours = rank_correlation(x, y)
+    assert ours.rho == pytest.approx(1 - 6 * (2 * 49 + 2 * 25) / (15 * 224))
+    assert ours.rho is not None
+    se = math.sqrt((1 + ours.rho**2 / 2) / 12)
+    z = math.atanh(ours.rho)
+    assert (ours.ci_low, ours.ci_high) == (
+        pytest.approx(math.tanh(z - 1.959964 * se), abs=1e-6),
+        pytest.approx(math.tanh(z + 1.959964 * se), abs=1e-6),
+    )
+
+
+@pytest.mark.parametrize(("n", "rho"), [(5, 0.0), (5, 0.9), (15, 0.6)])
+def test_the_interval_of_a_rank_correlation_covers_the_true_one(n: int, rho: float) -> None:
+    """400 samples of normal points, whose Spearman correlation is 6/pi asin(r/2)."""
+    r = np.random.default_rng(n)
+    true, covered = 6 / math.pi * math.asin(rho / 2), 0
+    for _ in range(400):
+        x = r.normal(size=n)
+        y = rho * x + math.sqrt(1 - rho**2) * r.normal(size=n)
+        low, high = _rank_interval(float(stats.spearmanr(x, y).statistic), n)
+        covered += low <= true <= high
+    assert covered / 400 > 0.92
+
+
+def test_five_architectures_in_perfect_order_have_an_honest_interval() -> None:
+    ours = rank_correlation([1, 2, 3, 4, 5], [10, 20, 30, 40, 50])
+    assert (ours.rho, ours.ci_high, ours.p_value) == (1, 1, pytest.approx(2 / 120))
+    assert ours.ci_low is not None
+    assert 0 < ours.ci_low < 0.3
+    falling = rank_correlation([1, 2, 3, 4, 5], [50, 40, 30, 20, 10])
+    assert (falling.rho, falling.ci_low, falling.ci_high) == (-1, -1, -ours.ci_low)
+
+
+def test_rank_correlation_of_groups_is_that_of_their_means() -> None:
+    """Within an architecture the points rise, between architectures they fall."""
+    x = [1.0, 2.0, 3.0, 11.0, 12.0, 21.0, 22.0, 31.0]
+    y = [41.0, 42.0, 43.0, 31.0, 32.0, 21.0, 22.0, 11.0]
+    names = ["vgg9"] * 3 + ["vgg11"] * 2 + ["vgg13"] * 2 + ["vgg16"]
+    means = rank_correlation(x, y, names)
+    assert means == rank_correlation([2.0, 11.5, 21.5, 31.0], [42.0, 31.5, 21.5, 11.0])
+    assert (means.n, means.rho) == (4, -1)
+    assert rank_correlation(x, y).rho != -1
+
+
+def test_groups_of_equal_means_tie_however_many_points_they_have() -> None:
+    same = rank_correlation([0.1] * 8, list(range(8)), ["a"] * 3 + ["b"] * 5)
+    assert (same.n, same.rho) == (2, None)
+
+
+def test_too_few_points_or_one_constant_side_give_no_interval_and_say_why() -> None:
+    three = rank_correlation([1, 2, 3], [1, 3, 2])
+    assert (three.n, three.rho, three.ci_low, three.ci_high, three.p_value) == (3, 0.5, None, None, 1)
+    assert "3 points are fewer than 4" in three.reason
+    constant = rank_correlation([1, 2, 3, 4, 5], [7, 7, 7, 7, 7])
+    assert (constant.rho, constant.ci_low, constant.p_value) == (None, None, None)
+    assert "does not vary" in constant.reason
+    assert rank_correlation([], []).n == 0
+    assert rank_correlation([1, 2, 3, 4], [1, 3, 2, 4]).reason == ""
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "groups"),
+    [([1.0], [], None), ([1.0, 2.0], [1.0, math.nan], None), ([1.0, 2.0], [1.0, 2.0], ["a"])],
+)
+def test_points_that_do_not_match_or_are_not_finite_are_refused(x, y, groups) -> None:
+    with pytest.raises(ValueError, match=r"finite|x, "):
+        rank_correlation(x, y, groups)
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------

@@ -1,16 +1,19 @@
-"""What a handful of seeds can say: a mean with its interval, and a difference between runs of equal seeds."""
+"""What a handful of runs can say: a mean with its interval, a difference between equal seeds, a rank correlation."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import permutations
+from statistics import mean as exact_mean
 
 import numpy as np
 from scipy import stats
 
 EXACT_UP_TO = 16  # 2^16 sign patterns take milliseconds; above this they are sampled
 SAMPLES = 100_000
+ORDERS_UP_TO = 8  # 8! = 40,320 orders take 30 ms; above this they are sampled
 LEVEL = 0.95  # of every interval
 
 Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
@@ -55,6 +58,22 @@ class Paired:
     def excludes_zero(self) -> bool:
         """Whether the 95 % interval lies wholly on one side of zero."""
         return self.ci_low is not None and self.ci_high is not None and self.ci_low * self.ci_high > 0
+
+
+@dataclass(frozen=True)
+class RankCorrelation:
+    """Spearman's ``rho`` of ``n`` points, its 95 % interval, and the p of a two-sided permutation test.
+
+    ``reason`` says in one sentence why a number is missing: ``rho`` and ``p_value`` are None where one side does
+    not vary, the interval also for n < 4.
+    """
+
+    n: int
+    rho: float | None
+    ci_low: float | None = None
+    ci_high: float | None = None
+    p_value: float | None = None
+    reason: str = ""
 
 
 def summarise(values: Iterable[float]) -> Summary:
@@ -114,6 +133,65 @@ def too_few(n: int, level: float = 0.05) -> str | None:
         f"With {pairs} the smallest possible p is {smallest_p(n):.2g}: no difference, however large, can be "
         f"significant at {level:g}; {needed} seeds are the fewest that can."
     )
+
+
+def rank_correlation(
+    x: Sequence[float], y: Sequence[float], groups: Sequence[Hashable] | None = None
+) -> RankCorrelation:
+    """Spearman's rank correlation of the points ``(x[i], y[i])``; ties get their mean rank.
+
+    Points of one architecture are not independent, and treating them so makes p too small. With ``groups`` (the
+    architecture of each point) the means per group are correlated instead, and n is the number of groups: call
+    it both ways. The interval is Fisher's z with the variance ``(1 + rho^2 / 2) / (n - 3)`` of Bonett and Wright
+    (2000). Points in perfect order have no such interval, so their rho counts as half a step below 1: of five
+    points the interval is then 0.16 to 1, and their p is 1/60, the least that five points can reach.
+
+    Coverage over 4,000 samples of bivariate normal points, rho 0 to 0.95: 0.98 to 0.99 at n = 5, 0.94 to 0.97 from
+    n = 8 to 40. ValueError if the lengths differ or a value is not finite.
+    """
+    if len(x) != len(y) or (groups is not None and len(groups) != len(x)):
+        raise ValueError(
+            f"{len(x)} x, {len(y)} y" + (f" and {len(groups)} groups" if groups is not None else "")
+        )
+    if not np.isfinite([x, y]).all():
+        raise ValueError("needs finite values")
+    if groups is not None:
+        x, y = _group_means(x, groups), _group_means(y, groups)
+    n = len(x)
+    if len(set(x)) < 2 or len(set(y)) < 2:
+        return RankCorrelation(n, None, reason="no correlation: one side does not vary")
+    a, b = (stats.rankdata(side) - (n + 1) / 2 for side in (x, y))
+    rho, p = float(a @ b / math.sqrt((a @ a) * (b @ b))), _permutation_p(a, b)
+    if n < 4:
+        return RankCorrelation(n, rho, p_value=p, reason=f"no interval: {n} points are fewer than 4")
+    return RankCorrelation(n, rho, *_rank_interval(rho, n), p)
+
+
+def _group_means(values: Sequence[float], groups: Sequence[Hashable]) -> list[float]:
+    """The mean of each group, in order of first appearance. Rounded once, so that equal means are ties."""
+    return [
+        exact_mean(v for v, of in zip(values, groups, strict=True) if of == group)
+        for group in dict.fromkeys(groups)
+    ]
+
+
+def _permutation_p(a: Floats, b: Floats) -> float:
+    """Two-sided p of the product of centred ranks when ``b`` comes in any order: exact up to n = 8, else sampled."""
+    least = abs(a @ b) - 1e-9 * (np.abs(a) @ np.abs(b))
+    if a.size <= ORDERS_UP_TO:
+        return float(np.mean(np.abs(np.array(list(permutations(b))) @ a) >= least))
+    generator = np.random.default_rng(0)
+    orders = (generator.permuted(np.tile(b, (1000, 1)), axis=1) for _ in range(SAMPLES // 1000))
+    as_strong = sum(int(np.sum(np.abs(some @ a) >= least)) for some in orders)
+    return (1 + as_strong) / (1 + SAMPLES)
+
+
+def _rank_interval(rho: float, n: int) -> tuple[float, float]:
+    perfect = 1 - 6 / (n**3 - n)  # rho moves in steps of 12 / (n^3 - n)
+    z = math.atanh(min(perfect, max(-perfect, rho)))
+    half = float(stats.norm.ppf(0.5 + LEVEL / 2)) * math.sqrt((1 + math.tanh(z) ** 2 / 2) / (n - 3))
+    low, high = math.tanh(z - half), math.tanh(z + half)
+    return -1.0 if rho < -perfect else low, 1.0 if rho > perfect else high
 
 
 def _all_signs(n: int) -> Floats:
