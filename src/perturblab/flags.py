@@ -53,3 +53,10 @@ def each_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
     if not values:
         raise ValueError("it must hold one or more values")
     return tuple(dict.fromkeys(values))
+
+
+def part_of_a_name(value: str) -> str:
+    """A suffix of exported files."""
+    if any(c in "/\\" or not c.isprintable() for c in value):
+        raise ValueError("it must be a part of a file name")
+    return value

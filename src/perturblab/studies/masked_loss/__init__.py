@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import field_validator
 
-from perturblab.flags import Fitting, each_once
+from perturblab.flags import Fitting, each_once, part_of_a_name
 from perturblab.settings import Command, Settings, flag
 
 Arch = Literal["vgg11", "vgg13", "vgg16", "vgg19"]
@@ -101,13 +101,7 @@ class Train(Training):
     suffix: str = flag("", "Added to the names of exported files, e.g. for an extra axis.", where=True)
 
     _spelling = field_validator("mode", mode="before")(spelt)
-
-    @field_validator("suffix")
-    @classmethod
-    def _part_of_a_name(cls, value: str) -> str:
-        if any(c in "/\\" or not c.isprintable() for c in value):
-            raise ValueError("it must be a part of a file name")
-        return value
+    _suffix = field_validator("suffix")(part_of_a_name)
 
     def canonical(self) -> Train:
         """``auto`` is resolved; fields that a mode never reads are reset, so that they do not make two runs of one."""

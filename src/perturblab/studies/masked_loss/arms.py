@@ -5,14 +5,13 @@ Runs are averaged only with runs of equal settings: a folder that mixes them yie
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+from perturblab.report.groups import alike
+from perturblab.report.reading import Floats
 
 # What a baseline and a masked run must share to be compared, and what else sets runs of one arm apart.
 SHARED = (
@@ -77,34 +76,4 @@ class Group:
 
 def groups(results: Iterable[Result]) -> list[Group]:
     """Runs of equal arm and settings, in the order of ``results``."""
-    sets: list[list[Result]] = []
-    for run in results:
-        home = next((s for s in sets if s[0].arm == run.arm and s[0].settings == run.settings), None)
-        if home is None:
-            sets.append([run])
-        else:
-            home.append(run)
-    made = []
-    for runs in sets:
-        siblings = [s for s in sets if s[0].arm == runs[0].arm]
-        variant = _variant(runs[0].settings, [s[0].settings for s in siblings])
-        made.append(Group(*runs[0].arm, variant, siblings.index(runs), tuple(runs)))
-    return made
-
-
-def differing(settings: Sequence[dict[str, Any]], keys: Sequence[str] = SETTINGS) -> list[str]:
-    """Which of ``keys`` are not equal in all of ``settings``. The suffix counts only if nothing else explains it."""
-    apart = [k for k in keys if any(s[k] != settings[0][k] for s in settings)]
-    return [k for k in apart if k != "suffix"] or apart
-
-
-def _variant(own: dict[str, Any], siblings: Sequence[dict[str, Any]]) -> str:
-    """What must be said to tell ``own`` from its siblings; runs of the original scripts are told by that alone."""
-    alike = [s for s in siblings if s["script"] == own["script"]]
-    parts = ["original script"] if len(alike) < len(siblings) and own["script"] == "original" else []
-    parts += [f"{k}={own[k]}" for k in differing(alike) if own[k] is not None]
-    return ", ".join(parts)
-
-
-def shown(setting: Any) -> str:
-    return "default" if setting is None else str(setting)
+    return [Group(*one.runs[0].arm, one.variant, one.order, one.runs) for one in alike(results, SETTINGS)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,9 +11,11 @@ from typing import Any, get_args
 import numpy as np
 
 from perturblab.files import read_json
+from perturblab.report.groups import alike, refuse_twins, warn_of_mixtures
+from perturblab.report.reading import Floats, check_choice, natural, number, numbers, rising, value_of
 from perturblab.studies.masked_loss import UNUSED, Mode, Train
-from perturblab.studies.masked_loss.arms import SETTINGS, Floats, Result, Robustness, differing, groups, shown
-from perturblab.terminal import UserError, warn
+from perturblab.studies.masked_loss.arms import SETTINGS, Result, Robustness
+from perturblab.terminal import UserError
 
 MODES = get_args(Mode)
 NAME = re.compile(
@@ -25,6 +26,7 @@ CURVES = (
 )  # fmt: skip
 NEWER_CURVES = ("clamp_active_fraction", "train_acc_clean", "train_acc_online")
 FINALS = ("final_train_acc", "final_test_acc", "final_gen_gap")
+MADE_BY = "masked-loss train"
 MAKES_THEM = (
     "`perturblab masked-loss train --arch vgg11 --mode masked --seed 0` makes one, "
     "`perturblab masked-loss sweep` the document's 24"
@@ -52,10 +54,12 @@ def read_results(
     lacking = [str(a) for a in architectures or () if a not in {f.arch for f in files}]
     lacking += [m for m in modes if m not in {f.mode for f in files}]
     lacking += [f"seed {n}" for n in seeds or () if n not in {f.seed for f in files}]
-    _mention(lacking, wanted, files)
+    check_choice(
+        files[0].path.parent, [f.path.name for f in wanted], [f"{f.arch} {f.mode}" for f in files], lacking
+    )
     results = sorted((_read(f) for f in wanted), key=_order(architectures))
-    _refuse_twins(results)
-    _warn_of_mixtures(results)
+    refuse_twins(alike(results, SETTINGS))
+    warn_of_mixtures(results, SETTINGS)
     return results
 
 
@@ -78,46 +82,12 @@ def _files(folder: Path) -> list[File]:
     return [File(p, m["arch"], m["mode"].replace("_", "-"), int(m["seed"]), m["suffix"]) for p, m in found]
 
 
-def _mention(lacking: Sequence[str], wanted: Sequence[File], files: Sequence[File]) -> None:
-    """UserError if nothing is left, a warning if a part of what was asked for is not there."""
-    folder, what = files[0].path.parent, ", ".join(lacking) or "this selection"
-    if not wanted:
-        there = ", ".join(dict.fromkeys(f"{f.arch} {f.mode}" for f in files))
-        raise UserError(f"no result files in {folder} for {what}; there are {there}")
-    if lacking:
-        warn(f"no results in {folder} for {what}")
-
-
 def _order(architectures: Sequence[str] | None) -> Any:
     def key(run: Result) -> tuple[Any, ...]:
         asked = list(architectures).index(run.arch) if architectures else 0
-        natural = [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", run.arch)]
-        return asked, natural, MODES.index(run.mode), run.seed, run.path.name
+        return asked, natural(run.arch), MODES.index(run.mode), run.seed, run.path.name
 
     return key
-
-
-def _refuse_twins(results: Sequence[Result]) -> None:
-    """One run under two names (``half-loss`` and ``half_loss``) would count as two."""
-    for one in groups(results):
-        seen: dict[int, Path] = {}
-        for run in one.runs:
-            if run.seed in seen:
-                raise UserError(f"{run.path} and {seen[run.seed].name} are the same run; remove one of them")
-            seen[run.seed] = run.path
-
-
-def _warn_of_mixtures(results: Sequence[Result]) -> None:
-    for arm in dict.fromkeys(run.arm for run in results):
-        settings = [run.settings for run in results if run.arm == arm]
-        apart = differing(settings)
-        if "script" in apart:  # what the original scripts do not record is no further difference
-            apart = [k for k in apart if all(s[k] is not None for s in settings)]
-        if apart:
-            values = "; ".join(
-                f"{k}: {', '.join(dict.fromkeys(shown(s[k]) for s in settings))}" for k in apart
-            )
-            warn(f"{arm[0]} {arm[1]}: the runs differ in {values}; they are kept apart")
 
 
 def _read(file: File) -> Result:
@@ -125,10 +95,10 @@ def _read(file: File) -> Result:
     if not isinstance(content, dict):
         raise UserError(f"{path} is damaged: it does not hold an object")
     for key in ("arch", "mode", "seed"):
-        recorded, named = _get(path, content, key), getattr(file, key)
+        recorded, named = value_of(path, content, key, MADE_BY), getattr(file, key)
         if str(recorded).replace("half_loss", "half-loss") != str(named):
             raise UserError(f"{path}: its name says {key} {named}, its key {key!r} says {recorded!r}")
-    finals = {k: _number(path, k, _get(path, content, k)) for k in FINALS}
+    finals = {k: number(path, k, value_of(path, content, k, MADE_BY)) for k in FINALS}
     settings, history = _settings(content, file), _history(path, content)
     return Result(
         path, file.arch, file.mode, file.seed, settings, finals, history, _robustness(path, content)
@@ -150,14 +120,15 @@ def _settings(content: dict[str, Any], file: File) -> dict[str, Any]:
 
 def _history(path: Path, content: dict[str, Any]) -> dict[str, Floats]:
     """Every documented curve, and the newer ones where they are recorded."""
-    raw = _get(path, content, "history")
+    raw = value_of(path, content, "history", MADE_BY)
     if not isinstance(raw, dict):
         raise UserError(f"{path}: history is damaged: it does not hold an object")
     newer = [k for k in NEWER_CURVES if k in raw]
-    curves = {k: _numbers(path, f"history.{k}", _get(path, raw, k, "history.")) for k in (*CURVES, *newer)}
-    epochs = curves["epoch"]
-    if not epochs.size or not np.isfinite(epochs).all() or (np.diff(epochs) <= 0).any():
-        raise UserError(f"{path}: history.epoch must hold one or more rising numbers")
+    curves = {
+        k: numbers(path, f"history.{k}", value_of(path, raw, k, MADE_BY, "history."))
+        for k in (*CURVES, *newer)
+    }
+    epochs = rising(path, "history.epoch", raw["epoch"])
     for key, values in curves.items():
         if values.shape != epochs.shape:
             raise UserError(
@@ -172,35 +143,16 @@ def _robustness(path: Path, content: dict[str, Any]) -> Robustness | None:
         return None
     if not isinstance(raw, dict):
         raise UserError(f"{path}: robustness is damaged: it does not hold an object")
-    kept = _numbers(path, "robustness.kept_fraction", _get(path, raw, "kept_fraction", "robustness."))
-    per_mask = _get(path, raw, "test_acc", "robustness.")
+    kept = numbers(
+        path, "robustness.kept_fraction", value_of(path, raw, "kept_fraction", MADE_BY, "robustness.")
+    )
+    per_mask = value_of(path, raw, "test_acc", MADE_BY, "robustness.")
     if not isinstance(per_mask, list) or len(per_mask) != kept.size or not all(per_mask):
         raise UserError(
             f"{path}: robustness.test_acc must hold accuracies for each of the {kept.size} kept_fraction"
         )
-    means = [_numbers(path, "robustness.test_acc", accuracies).mean() for accuracies in per_mask]
-    intact = _number(path, "robustness.test_acc_intact", _get(path, raw, "test_acc_intact", "robustness."))
+    means = [numbers(path, "robustness.test_acc", accuracies).mean() for accuracies in per_mask]
+    intact = number(
+        path, "robustness.test_acc_intact", value_of(path, raw, "test_acc_intact", MADE_BY, "robustness.")
+    )
     return Robustness(kept, np.array(means, dtype=np.float64), intact)
-
-
-def _get(path: Path, content: dict[str, Any], key: str, under: str = "") -> Any:
-    if key not in content:
-        raise UserError(f"{path}: the key {under}{key} is missing; was the file made by masked-loss train?")
-    return content[key]
-
-
-def _numbers(path: Path, key: str, values: Any) -> Floats:
-    if not isinstance(values, list):
-        raise UserError(f"{path}: {key} must be a list of numbers, not {values!r:.40}")
-    given = [math.nan if v is None else v for v in values]
-    for value in given:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise UserError(f"{path}: {key} must hold numbers or null, not {value!r:.40}")
-    array = np.array(given, dtype=np.float64)
-    return np.where(np.isfinite(array), array, np.nan)  # a diverged loss: no point in the picture
-
-
-def _number(path: Path, key: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise UserError(f"{path}: {key} must be a finite number, not {value!r:.40}")
-    return float(value)

@@ -8,10 +8,11 @@ from typing import get_args
 
 import numpy as np
 
+from perturblab.report.groups import differing, shown
 from perturblab.report.statistics import Paired, paired, summarise, too_few
 from perturblab.report.tables import Table
 from perturblab.studies.masked_loss import Mode
-from perturblab.studies.masked_loss.arms import SHARED, Group, Result, differing, groups, shown
+from perturblab.studies.masked_loss.arms import SHARED, Group, Result, groups
 
 COMPARED = (*((mode, "baseline") for mode in get_args(Mode) if mode != "baseline"), ("masked", "half-loss"))
 MEASURES = {"final_test_acc": "Test Acc", "final_gen_gap": "Gen Gap"}
