@@ -100,10 +100,13 @@ class Settings(BaseModel):
     def not_default(self) -> set[str]:
         return {name for name in type(self).model_fields if getattr(self, name) != self.default_of(name)}
 
-    def arguments(self) -> list[str]:
-        """The command line, without the program, that gives these settings again: only what is not default."""
+    def arguments(self, omit: Iterable[str] = ()) -> list[str]:
+        """The command line, without the program, that gives these settings again: only what is not default.
+
+        ``omit``: fields to leave out, for a line that several runs share.
+        """
         words = [word for word in (self.study, self.command) if word]
-        for name, value in self.model_dump(mode="json", include=self.not_default()).items():
+        for name, value in self.model_dump(mode="json", include=self.not_default() - set(omit)).items():
             spelt = documented_flag(name, type(self).model_fields[name])
             is_flag_like = isinstance(value, str) and value.startswith("-")
             words += [f"{spelt}={value}"] if is_flag_like else [spelt, *as_words(value)]

@@ -1,0 +1,156 @@
+"""Array jobs: one script for Grid Engine, Slurm and plain bash, and a text file with one line of parameters per run.
+
+    scripts/jobs_vgg11.txt           vgg11 0
+                                     vgg11 1
+    scripts/job_manager_vgg11.sh     headers, the user's environment, the command with "${1}" "${2}"
+
+Task N runs line N. A study adds ``JobFlags`` to the settings of its grid::
+
+    class Jobs(JobFlags, Training):
+        command = "jobs"
+        ...
+    def jobs(s: Jobs) -> None:
+        scripts = []
+        for arch in s.architectures:
+            cells = [Cell(train.name, train) for train in s.grid() if train.arch == arch]
+            scripts.append(write_array(cells, s, arch, ("arch", "seed"), job_name=f"{arch}_cifar100"))
+        hand_over(scripts, s)
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import field_validator, model_validator
+
+from perturblab.files import write_atomic, writing_to
+from perturblab.launch import Cell, jobscript
+from perturblab.settings import Settings, as_words, flag
+from perturblab.terminal import UserError, say
+
+STARTS_WITH = {"sge": "qsub", "slurm": "sbatch", "shell": "bash"}
+
+
+class JobFlags(Settings):
+    """The flags of a command that writes array jobs."""
+
+    scheduler: Literal["sge", "slurm", "shell"] = flag(
+        "sge",
+        "Who will run the scripts; they are the same, what is printed or submitted differs.",
+        where=True,
+    )
+    generate_only: bool = flag(False, "Submit nothing, which is also the default.", where=True)
+    submit: bool = flag(False, "Submit the scripts with qsub or sbatch.", where=True)
+    mem: str = flag("16G", "Memory per run, with its unit: K, M, G or T.", where=True)
+    time: str = flag("24:00:00", "Time limit per run as hours:minutes:seconds.", where=True)
+    gpu: int = flag(1, "1 asks for a GPU per run, 0 for none.", where=True, ge=0, le=1)
+    environment: str = flag(
+        "", "File with shell lines that prepare a run (module load, conda activate).", where=True
+    )
+    prefix: str = flag("python -m perturblab", "How the scripts call the program.", where=True)
+    output_dir: str = flag("scripts", "Where the scripts are written.", where=True)
+
+    @field_validator("mem")
+    @classmethod
+    def _with_a_unit(cls, value: str) -> str:
+        """A bare number would be bytes for Grid Engine and megabytes for Slurm."""
+        if not re.fullmatch(r"[1-9]\d*[KMGT]", value):
+            raise ValueError("it must be a whole number and K, M, G or T, such as 16G")
+        return value
+
+    @field_validator("time")
+    @classmethod
+    def _hours_minutes_seconds(cls, value: str) -> str:
+        """``30:00`` would be half an hour for Slurm, and Grid Engine refuses days."""
+        if not re.fullmatch(r"\d+:[0-5]\d:[0-5]\d", value):
+            raise ValueError("it must be hours:minutes:seconds, such as 24:00:00")
+        return value
+
+    @field_validator("prefix", "output_dir")
+    @classmethod
+    def _one_line(cls, value: str) -> str:
+        """It stands in comments too, and Grid Engine takes any line that begins with ``#$`` for a header."""
+        if not value or not value.isprintable():
+            raise ValueError("it must be one line of text")
+        return value
+
+    @model_validator(mode="after")
+    def _submitted_or_not(self) -> Self:
+        if self.submit and self.generate_only:
+            raise ValueError("--generate_only submits nothing: leave it out, or --submit")
+        if self.submit and self.scheduler == "shell":
+            raise ValueError("--submit needs --scheduler sge or slurm; start a script with bash yourself")
+        return self
+
+
+def write_array(
+    cells: Sequence[Cell], jobs: JobFlags, name: str, parameters: Sequence[str], job_name: str = ""
+) -> Path:
+    """Write ``jobs_{name}.txt`` and the executable ``job_manager_{name}.sh`` that runs its lines; returns the script.
+
+    A line holds the values of the fields ``parameters``, in that order; all other settings stand in the script, so
+    the cells must agree in them (ValueError). ``job_name`` is what the scheduler shows (default: ``name``). Paths are
+    relative to the current folder, from which the script is to be submitted. ``logs/`` is made there: a job whose
+    log Slurm cannot open fails without a word. UserError when something cannot be read or written.
+    """
+    _check(cells, parameters, job_name or name)
+    folder = Path(jobs.output_dir)
+    lines, script = folder / f"jobs_{name}.txt", folder / f"job_manager_{name}.sh"
+    settings = cells[0].settings
+    text = "\n".join([
+        "#!/bin/bash",
+        *jobscript.about(f"{settings.study} {settings.command}", len(cells), script, lines),
+        *jobscript.headers(job_name or name, len(cells), jobs.mem, jobs.time, jobs.gpu),
+        "",
+        jobscript.environment(jobs.environment),
+        jobscript.run(jobs.prefix, settings, parameters, lines) + jobscript.BODY,
+    ])  # fmt: skip
+    with writing_to(jobscript.LOGS):
+        jobscript.LOGS.mkdir(exist_ok=True)
+    write_atomic(lines, "".join(f"{_line(cell, parameters)}\n" for cell in cells).encode())
+    write_atomic(script, text.encode())
+    os.chmod(script, 0o755)
+    return script
+
+
+def hand_over(scripts: Sequence[Path], jobs: JobFlags) -> None:
+    """Submit the scripts if asked to, else print the command that does. UserError when the scheduler is not here."""
+    program = STARTS_WITH[jobs.scheduler]
+    if not jobs.submit:
+        say(f"wrote {len(scripts)} scripts; start them with:")
+        for script in scripts:
+            say(f"  {program} {shlex.quote(str(script))}")
+        return
+    if shutil.which(program) is None:
+        raise UserError(f"no {program} on this machine: the scripts are written; submit them where it is")
+    for script in scripts:
+        ended = subprocess.run([program, str(script)])  # its own words reach the user
+        if ended.returncode:
+            raise UserError(f"{program} refused {script} (exit code {ended.returncode})")
+
+
+def _check(cells: Sequence[Cell], parameters: Sequence[str], job_name: str) -> None:
+    """ValueError for what a script cannot express."""
+    if not cells:
+        raise ValueError("an array needs one or more runs")
+    if len({tuple(cell.settings.arguments(omit=parameters)) for cell in cells}) > 1:
+        raise ValueError(f"the runs differ in more than {', '.join(parameters)}")
+    if not re.fullmatch(r"[A-Za-z][\w.-]*", job_name):  # what Grid Engine allows, a little less
+        raise ValueError(f"'{job_name}' cannot be the name of a job")
+
+
+def _line(cell: Cell, parameters: Sequence[str]) -> str:
+    """``vgg11 0``; ValueError for a value that is not one word of its own."""
+    values = cell.settings.model_dump(mode="json", include=set(parameters))
+    words = [" ".join(as_words(values[name])) for name in parameters]
+    for word in words:
+        if not re.fullmatch(r"[^\s-]\S*", word):
+            raise ValueError(f"'{word}' cannot stand in a line of parameters")
+    return " ".join(words)

@@ -1,0 +1,136 @@
+"""The text of an array job's script, which Grid Engine, Slurm and plain bash run unchanged.
+
+Headers for both schedulers, the user's environment, the command of a run, and ``BODY``, which finds the line of
+parameters that this task is to run. Seen on real ones (tests/test_schedulers.py): each takes the other's headers for comments.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from perturblab.settings import Settings, documented_flag
+from perturblab.terminal import UserError
+
+LOGS = Path("logs")  # in the folder of submission
+WARNING_S = 120  # between Slurm's signal and the time limit; a step and a checkpoint take seconds
+
+
+def about(command: str, n: int, script: Path, lines: Path) -> list[str]:
+    """What the script is and how it is started, as comments."""
+    quoted = shlex.quote(str(script))
+    return [
+        f"# {n} runs of {command}, one per line of {lines}. To start it, from the folder where it was written:",
+        f"#   qsub {quoted}      Grid Engine",
+        f"#   sbatch {quoted}    Slurm",
+        f"#   bash {quoted}      here, one after another; with a number at the end only that line",
+        "# A run that is done ends at once, its exported files in place; one that was stopped goes on.",
+    ]
+
+
+def headers(job_name: str, n: int, mem: str, time: str, gpu: int) -> list[str]:
+    """Both schedulers' headers; either is a comment for the other."""
+    sge = [
+        f"-N {job_name}",
+        f"-t 1-{n}",
+        f"-l tmem={mem}",
+        f"-l h_rt={time}",
+        *(["-l gpu=true"] if gpu else []),
+        "-R y",
+        "-S /bin/bash",
+        "-cwd",
+        "-j y",
+        f"-o {LOGS}/",
+        "-notify",  # SIGUSR2 before SIGKILL: the run saves and asks to be started again (exit code 99)
+        "-r y",
+    ]
+    slurm = [
+        f"--job-name={job_name}",
+        f"--array=1-{n}",
+        f"--mem={mem}",
+        f"--time={time}",
+        *([f"--gres=gpu:{gpu}"] if gpu else []),
+        f"--output={LOGS}/%x_%A_%a.out",
+        "--open-mode=append",  # a run that comes back goes on in its log
+        f"--signal=B:USR1@{WARNING_S}",  # B: to the script's own process, which is the run by then
+        "--requeue",
+    ]
+    return [*(f"#$ {words}" for words in sge), *(f"#SBATCH {words}" for words in slurm)]
+
+
+def environment(file: str) -> str:
+    """The user's lines; they come before ``set -u``, which conda's activation and some modules do not bear."""
+    if not file:
+        return ENVIRONMENT
+    try:
+        return Path(file).read_text(encoding="utf-8").rstrip("\n") + "\n"
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise UserError(f"cannot read --environment {file}: {reason}") from None
+
+
+def run(prefix: str, settings: Settings, parameters: Sequence[str], lines: Path) -> str:
+    """The function ``run``, which becomes the program: ``exec python -m perturblab ... --arch "${1}" --seed "${2}"``.
+
+    bash would act on a signal only after its foreground command had ended, hence ``exec``.
+    """
+    fields = type(settings).model_fields
+    placed = [f'{documented_flag(name, fields[name])} "${{{n}}}"' for n, name in enumerate(parameters, 1)]
+    command = " ".join([shlex.join(settings.arguments(omit=parameters)), *placed])
+    return f"""\
+set -euo pipefail
+jobs={shlex.quote(str(lines))}
+parameters=({" ".join(parameters)})
+
+run() {{
+  exec {prefix} {command}
+}}
+"""
+
+
+ENVIRONMENT = """\
+# Lines that prepare a run; --environment FILE puts yours here, such as:
+#   module load cuda
+#   source ~/venvs/perturblab/bin/activate
+#   export LD_LIBRARY_PATH="$HOME/cuda/lib64:${LD_LIBRARY_PATH:-}"
+"""
+
+BODY = r"""
+start() { # start N: become the run of line N
+  read -r -a words <<< "$(awk -v n="$1" 'NF && ++line == n' < "$jobs")"
+  if [ "${#words[@]}" -ne "${#parameters[@]}" ]; then
+    echo "error: $jobs has no line $1 of the form: ${parameters[*]}" >&2
+    exit 2
+  fi
+  run "${words[@]}"
+}
+
+if [ ! -r "$jobs" ]; then
+  echo "error: no $jobs in $PWD; start this script from the folder where it was written" >&2
+  exit 2
+fi
+export MPLCONFIGDIR="${TMPDIR:-/tmp}/matplotlib-$UID" # a home may be full, slow or read-only
+
+# Grid Engine says "undefined" outside arrays.
+task=${1:-${SLURM_ARRAY_TASK_ID:-${SGE_TASK_ID:-undefined}}}
+if [ "$task" != undefined ]; then
+  start "$task"
+fi
+
+failed=0
+count=$(awk 'NF' < "$jobs" | wc -l)
+for ((n = 1; n <= count; n++)); do
+  code=0
+  (start "$n") || code=$?
+  case $code in
+    0) ;;
+    75 | 99 | 130) exit "$code" ;; # stopped from outside, its state saved
+    *) failed=$((failed + 1)) ;;
+  esac
+done
+if [ "$failed" -gt 0 ]; then
+  echo "$failed of $count runs failed; the same command runs only what is missing" >&2
+  exit 1
+fi
+"""
