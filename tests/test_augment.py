@@ -7,7 +7,8 @@ from PIL import Image, ImageOps
 from scipy.stats import chisquare
 from torch import Tensor
 
-from perturblab.augment import AUGMENTS, crop, crop_flip
+from perturblab.augment import AUGMENTS, compose, crop, crop_flip
+from perturblab.randaugment import randaugment
 
 SEED = 7
 
@@ -93,6 +94,20 @@ def test_global_random_numbers_are_not_touched():
     before = torch.random.get_rng_state()
     crop_flip(charts(16), generator())
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_composed_augmentations_follow_each_other_and_share_one_generator():
+    images, draws = charts(64), generator()
+    expected = crop(crop_flip(images, draws, padding=2), draws)
+    composed = compose(lambda images, draws: crop_flip(images, draws, padding=2), crop)
+    assert torch.equal(composed(images, generator()), expected)
+    assert torch.equal(compose()(images, generator()), images)
+
+
+def test_the_first_layer_study_crops_by_4_mirrors_and_then_applies_two_operations_at_magnitude_9():
+    images, draws = charts(64), generator()
+    expected = randaugment(crop_flip(images, draws, padding=4), draws, num_ops=2, magnitude=9)
+    assert torch.equal(AUGMENTS["crop-flip-rand"](images, generator()), expected)
 
 
 @pytest.mark.parametrize("name", AUGMENTS)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from perturblab.images import Augment
+from perturblab.randaugment import randaugment
 
 
 def crop_flip(images: Tensor, generator: torch.Generator, padding: int = 4) -> Tensor:
@@ -63,8 +64,20 @@ def _sent(numbers: Tensor, images: Tensor) -> Tensor:
     return numbers.to(images.device, non_blocking=True)
 
 
+def compose(*augments: Augment) -> Augment:
+    """One augmentation after the other, each drawing from the same generator."""
+
+    def one_by_one(images: Tensor, generator: torch.Generator) -> Tensor:
+        for augment in augments:
+            images = augment(images, generator)
+        return images
+
+    return one_by_one
+
+
 AUGMENTS: dict[str, Augment | None] = {
     "crop-flip": crop_flip,
+    "crop-flip-rand": compose(crop_flip, randaugment),
     "crop": crop,
     "none": None,
 }
