@@ -11,15 +11,9 @@ from perturblab.models.sizes import scaled
 from perturblab.models.vgg import LAYOUTS
 from perturblab.sites import evaluating
 from perturblab.streams import seeded, stream
+from plain_networks import PlainVGG as Documented
 
-# masked-loss.md 1.3: convolutions per stage, and the parameters counted there.
-STAGES = {
-    "vgg9": (1, 1, 2, 1, 1),
-    "vgg11": (1, 1, 2, 2, 2),
-    "vgg13": (2, 2, 2, 2, 2),
-    "vgg16": (2, 2, 3, 3, 3),
-    "vgg19": (2, 2, 4, 4, 4),
-}
+# masked-loss.md 1.3; VGG9 (decision 2) by hand.
 PARAMETERS = {
     "vgg9": 4_772_106,
     "vgg11": 9_493_770,
@@ -27,34 +21,6 @@ PARAMETERS = {
     "vgg16": 14_990_922,
     "vgg19": 20_303_178,
 }
-
-
-class Documented(nn.Module):
-    """VGG as in document 000: conv (with bias), BatchNorm, ReLU; Linear(512, 512), ReLU, Linear(512, 10)."""
-
-    def __init__(self, arch: str, width: float = 1.0) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        before = 3
-        for channels, repeats in zip((64, 128, 256, 512, 512), STAGES[arch], strict=True):
-            for _ in range(repeats):
-                after = int(channels * width)
-                layers += [
-                    nn.Conv2d(before, after, kernel_size=3, padding=1),
-                    nn.BatchNorm2d(after),
-                    nn.ReLU(inplace=True),
-                ]
-                before = after
-            layers.append(nn.MaxPool2d(kernel_size=2, stride=2))
-        hidden = int(512 * width)
-        self.features = nn.Sequential(*layers)
-        self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
-        self.classifier = nn.Sequential(
-            nn.Linear(before, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, 10)
-        )
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.classifier(torch.flatten(self.avgpool(self.features(x)), 1))
 
 
 def built(arch: str, width: float = 1.0, seed: int = 0, **options: int) -> VGG:

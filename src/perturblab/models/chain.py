@@ -30,7 +30,7 @@ class Chain(SteppedModel):
         self._plan = list(zip(_sites(groups, names, size), map(len, groups), strict=True))
 
     def steps(self) -> list[Step]:
-        # Made anew at each call (10 us): kept ones would still point at the original's layers in a deep copy.
+        # Made anew at each call (10 us): a layer that was exchanged, or a deep copy's, is the one that runs.
         layers = iter(self._layers())
         return [
             (site, Layers(*islice(layers, n))) if site else (None, next(layers)) for site, n in self._plan

@@ -70,7 +70,7 @@ class ResNet(SteppedModel):
         self.apply(initialise)
 
     def steps(self) -> list[Step]:
-        # Made anew at each call: kept ones would still point at the original's layers in a deep copy.
+        # Made anew at each call: a layer that was exchanged, or a deep copy's, is the one that runs.
         stem: list[Step] = [(self._stem, Layers(self.conv1, self.bn1, self.relu)), (None, self.maxpool)]
         blocks = [step for block in self._blocks() for step in block.steps()]
         return [*stem, *blocks, (None, self.avgpool), (None, self.flatten), (None, self.fc)]
