@@ -431,8 +431,9 @@ LONG = "masked (epochs=500, batch_size=64, n_masks=5, lambda_max=0.5, clamp=resc
         ],
         [panel(f"vgg11 {LONG}", ["L_full", "L_masked_avg", "L_total"]) for _ in range(3)],
         [panel(f"net{n}", ["baseline"]) for n in range(5)],
+        [panel("MI", [f"vgg{n}" for n in (9, 11, 13, 16, 19)]) for _ in range(2)],
     ],
-    ids=["one", "four", "variants", "long headings", "five"],
+    ids=["one", "four", "variants", "long headings", "five", "five lines"],
 )
 def test_no_legend_or_label_covers_data_or_another_or_is_cut_off(panels: list[Panel]) -> None:
     figure = picture("A title", panels, EPOCHS)

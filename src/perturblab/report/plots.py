@@ -40,6 +40,7 @@ DASHES: dict[str, Dash] = {"baseline": "-", "masked": (0, (5, 1.6)), "half-loss"
 MARKERS = ("", "^", "v", "s", "D", "P", "X")  # "": the first of several variants needs none
 BAND_NOTE = "thick: mean over all seeds; band: ± 1 population standard deviation; thin: each seed"
 ONE_ROW = 42  # letters of legend that fit above a panel in one row
+HANDLE = 9  # letters whose room the handle of an entry and the space around it take
 WRAP = 46  # letters per line of a heading or label
 FEW_POINTS = 15  # so few are drawn as points too: they are measurements, not a curve
 
@@ -112,8 +113,18 @@ class Panel:
         return sum(map(len, self.labels)) > ONE_ROW
 
     @property
+    def columns(self) -> int:
+        """Of the legend."""
+        longest = max(map(len, self.labels))
+        return (
+            1 if self.stacked else max(1, min(len(self.lines), (ONE_ROW + 2 * HANDLE) // (longest + HANDLE)))
+        )
+
+    @property
     def legend_rows(self) -> int:
-        rows = sum(len(textwrap.wrap(label, WRAP)) for label in self.labels) if self.stacked else 1
+        rows = math.ceil(len(self.lines) / self.columns)
+        if self.columns == 1:
+            rows = sum(len(textwrap.wrap(label, WRAP)) for label in self.labels)
         return rows + len(textwrap.wrap(self.heading, WRAP))
 
     @property
@@ -183,12 +194,17 @@ def picture(title: str, panels: Sequence[Panel], axis: Axis, height: float = 3.0
 
 def save(figure: Figure, panels: Sequence[Panel], path: Path, dpi: int = 300) -> Path:
     """Write ``path`` (PNG) and, with the suffix .csv, the numbers in it. UserError if the folder is not writable."""
+    write_png(figure, path, dpi)
+    write_csv(path.with_suffix(".csv"), *data_behind(panels))
+    return path
+
+
+def write_png(figure: Figure, path: Path, dpi: int = 300) -> None:
+    """Equal pictures give equal bytes. UserError if the folder is not writable."""
     out = io.BytesIO()
     with style.context(LOOK):
         figure.savefig(out, format="png", dpi=dpi, metadata={"Software": None})
     write_atomic(path, out.getvalue())
-    write_csv(path.with_suffix(".csv"), *data_behind(panels))
-    return path
 
 
 def data_behind(panels: Sequence[Panel]) -> tuple[list[str], list[list[Cell]]]:
@@ -223,7 +239,7 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
     # Above the axes, with the panel's name as its heading: it can never cover data.
     axes.legend(
         title=textwrap.fill(panel.heading, WRAP), loc="lower left", bbox_to_anchor=(-0.02, 1.0), alignment="left",
-        ncols=1 if panel.stacked else len(panel.lines), title_fontproperties={"weight": "bold", "size": 10},
+        ncols=panel.columns, title_fontproperties={"weight": "bold", "size": 10},
     )  # fmt: skip
 
 
