@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from perturblab.augment import crop_flip
+from perturblab.augment import crop_flip, cutmix
 from perturblab.images import Batch, ImageSet, ShuffledSource
+from perturblab.streams import stream
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 
@@ -26,6 +27,9 @@ def assert_same(batches: list[Batch], others: list[Batch]) -> None:
     for one, other in zip(batches, others, strict=True):
         for name in ("images", "labels", "index", "annotation"):
             assert torch.equal(getattr(one, name), getattr(other, name)), name
+        assert (one.mix is None) == (other.mix is None)
+        for mine, theirs in zip(one.mix or (), other.mix or (), strict=True):
+            assert torch.equal(mine, theirs)
 
 
 def order(source: ShuffledSource, epoch: int) -> Tensor:
@@ -36,9 +40,15 @@ def order(source: ShuffledSource, epoch: int) -> Tensor:
 
 
 @settings(max_examples=40, deadline=None)
-@given(n=st.integers(1, 90), batch=st.integers(1, 7), first=st.integers(0, 90), drop=st.booleans())
-def test_an_epoch_taken_up_at_any_step_goes_on_with_the_same_batches(n, batch, first, drop):
-    source = ShuffledSource(image_set(n), min(batch, n), 3, crop_flip, drop)
+@given(
+    n=st.integers(1, 90),
+    batch=st.integers(1, 7),
+    first=st.integers(0, 90),
+    drop=st.booleans(),
+    mix=st.sampled_from([None, cutmix]),
+)
+def test_an_epoch_taken_up_at_any_step_goes_on_with_the_same_batches(n, batch, first, drop, mix):
+    source = ShuffledSource(image_set(n), min(batch, n), 3, crop_flip, drop, mix)
     whole = list(source.epoch(4))
     assert_same(list(source.epoch(4, first)), whole[first:])
     assert len(whole) == source.steps()
@@ -84,6 +94,21 @@ def test_a_batch_holds_the_normalised_images_labels_and_annotations_of_its_index
         assert torch.equal(batch.images, data.normalise(data.images[batch.index]))
         assert torch.equal(batch.labels, data.labels[batch.index])
         assert torch.equal(batch.annotation, data.annotation[batch.index])
+
+
+def test_a_mixed_batch_is_the_plain_batch_mixed_by_the_stream_of_its_step():
+    data = image_set()
+    plain = ShuffledSource(data, 8, 5, crop_flip).epoch(2)
+    mixed = ShuffledSource(data, 8, 5, crop_flip, mix=cutmix).epoch(2)
+    for step, (one, other) in enumerate(zip(plain, mixed, strict=True)):
+        images, (second, share) = cutmix(one.images, one.labels, stream(5, "cutmix", 2, step))
+        assert_same([replace(one, images=images, mix=(second, share))], [other])
+
+
+def test_boxes_change_from_step_to_step_and_from_epoch_to_epoch():
+    source = ShuffledSource(image_set(), 8, 0, mix=cutmix)
+    shares = {float(batch.mix[1][0]) for number in (1, 2) for batch in source.epoch(number)}
+    assert len(shares) > 7  # of 14; boxes of 8 x 8 pixels have few areas
 
 
 @pytest.mark.parametrize("batch_size", [0, 51])

@@ -21,6 +21,9 @@ from perturblab.streams import stream
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 """``(images uint8 [n c h w], generator on the CPU) -> images`` of the same shape and dtype."""
 
+Mix = Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, tuple[Tensor, Tensor]]]
+"""``(images of one batch, labels [b], generator on the CPU) -> (images, (second labels [b], share float32 [b]))``."""
+
 
 @dataclass(frozen=True)
 class ImageSet:
@@ -83,6 +86,18 @@ class ImageSet:
         return h.hexdigest()
 
 
+def stratified(labels: Tensor, n: int, generator: torch.Generator) -> Tensor:
+    """``n`` images drawn at random, each class in its share (to the nearest image): bool ``[len(labels)]``."""
+    drawn = torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
+    order = torch.randperm(len(labels), generator=generator).to(labels.device)
+    by_class = order[labels[order].sort(stable=True).indices]
+    # Every (len / n)-th of the images in order of class: a class gets its share, and within it the draw is random.
+    drawn[by_class[(torch.arange(n, device=labels.device) * len(labels) + len(labels) // 2) // max(n, 1)]] = (
+        True
+    )
+    return drawn
+
+
 @lru_cache  # every step asks, and a copy to a GPU is not free
 def _affine(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
     mean_, std_ = torch.tensor([mean, std], dtype=torch.float64).view(2, 1, -1, 1, 1)
@@ -119,7 +134,11 @@ class Source(Protocol):
 
 
 class ShuffledSource:
-    """Every image once per epoch in a fresh order; the short last batch is kept unless ``drop_last``."""
+    """Every image once per epoch in a fresh order; the short last batch is kept unless ``drop_last``.
+
+    Images are changed by ``augment``, then those of a batch mixed by ``mix``, which fills ``Batch.mix``; annotations
+    stay as they were.
+    """
 
     # Images are gathered and augmented this many batches at a time: the draws and the dozen small kernels
     # are then paid once per stretch, not once per step; but no more than a core's cache holds (2 times faster
@@ -134,10 +153,12 @@ class ShuffledSource:
         seed: int,
         augment: Augment | None = None,
         drop_last: bool = False,
+        mix: Mix | None = None,
     ) -> None:
         if not 1 <= batch_size <= max(len(data), 1):
             raise ValueError(f"batch size {batch_size} does not fit a set of {len(data)} images")
         self.data, self.batch_size, self.seed, self.augment = data, batch_size, seed, augment
+        self.mix = mix
         whole, rest = divmod(len(data), batch_size)
         self._steps = whole + (1 if rest and not drop_last else 0)
         batch_bytes = batch_size * data.images[0].numel() if len(data) else 1
@@ -162,9 +183,14 @@ class ShuffledSource:
             images = self.augment(images, stream(self.seed, "augment", number, begin))
         for step in range(first_step, end):
             part = slice((step - begin) * self.batch_size, (step - begin + 1) * self.batch_size)
-            yield Batch(
+            batch = Batch(
                 self.data.normalise(images[part]),
                 labels[part],
                 index[part],
                 annotation=None if annotation is None else annotation[part],
             )
+            yield batch if self.mix is None else self._mixed(batch, self.mix, number, step)
+
+    def _mixed(self, batch: Batch, mix: Mix, number: int, step: int) -> Batch:
+        images, mixed = mix(batch.images, batch.labels, stream(self.seed, "cutmix", number, step))
+        return replace(batch, images=images, mix=mixed)
