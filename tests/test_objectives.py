@@ -1,6 +1,7 @@
 """The masked loss, against the closed forms of masked-loss.md 1.5 and against one plain hooked pass per mask."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -330,6 +331,41 @@ def test_plain_cross_entropy_is_torchs_and_a_weight_multiplies_it() -> None:
     assert value(found.parts["loss_full"][0]) == pytest.approx(5 * value(expected))
     assert value(found.parts["loss_total"][0]) == pytest.approx(5 * 0.75 * value(expected))
     assert {n for _, n in found.parts.values()} == {5}
+
+
+def by_the_formula(logits: Tensor, labels: Tensor, eps: float) -> float:
+    """Mean over the batch of minus the sum over classes of target times log probability."""
+    target = (1 - eps) * nn.functional.one_hot(labels, 10) + eps / 10
+    return -(target * logits.double().log_softmax(1)).sum(1).mean().item()
+
+
+@pytest.mark.parametrize("eps", [0.0, 0.1, 0.7])
+def test_smoothed_and_mixed_cross_entropy_is_the_documented_formula(eps) -> None:
+    """lam * L(y_a) + (1 - lam) * L(y_b), with targets (1 - eps) * one-hot + eps / classes."""
+    model, batch, lam = a_model().eval(), a_batch(), 0.3
+    second = batch.labels.flip(0)
+    mixed = replace(batch, mix=(second, torch.full((5,), lam)))
+    logits = model(batch.images).detach()
+    first_loss, second_loss = (by_the_formula(logits, labels, eps) for labels in (batch.labels, second))
+    worker = CrossEntropy(label_smoothing=eps)
+    assert value(worker(model, batch, {}).total) == pytest.approx(first_loss, rel=1e-5)
+    found = worker(model, mixed, {})
+    assert value(found.total) == pytest.approx(lam * first_loss + (1 - lam) * second_loss, rel=1e-5)
+    assert value(found.parts["loss_full"][0]) == pytest.approx(5 * value(found.total))
+    assert {n for _, n in found.parts.values()} == {5}
+
+
+def test_in_a_mixed_batch_each_image_has_its_own_share() -> None:
+    model, batch = a_model().eval(), a_batch()
+    second, share = batch.labels.flip(0), torch.tensor([0.0, 0.2, 0.5, 0.9, 1.0])
+    logits = model(batch.images).detach()
+    expected = [
+        by_the_formula(logits[i : i + 1], labels[i : i + 1], 0.1) * weight / 5
+        for labels, weights in ((batch.labels, share), (second, 1 - share))
+        for i, weight in enumerate(weights.tolist())
+    ]
+    found = CrossEntropy(label_smoothing=0.1)(model, replace(batch, mix=(second, share)), {})
+    assert value(found.total) == pytest.approx(sum(expected), rel=1e-5)
 
 
 # ---- the control arm ---------------------------------------------------------------------------------------------

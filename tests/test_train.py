@@ -23,6 +23,7 @@ from conftest import (
     tiny_images,
     train_tiny,
 )
+from perturblab.augment import cutmix
 from perturblab.images import Batch, ShuffledSource
 from perturblab.objectives import Clock, Loss
 from perturblab.objectives.cross_entropy import CrossEntropy
@@ -30,6 +31,7 @@ from perturblab.objectives.masked import MaskedLoss
 from perturblab.runs import Diverged, Row, RunFolder
 from perturblab.signals import Interrupted, StopFlag
 from perturblab.sites import SteppedModel
+from perturblab.streams import stream
 from perturblab.train import Decision, Epoch, Recipe, fit
 
 STEPS, EPOCHS = 3, 3  # of train_tiny
@@ -270,6 +272,35 @@ def test_means_count_every_image_once_and_online_accuracy_is_of_the_logits_befor
     assert torch.allclose(run.weights["linear.weight"], weight, atol=1e-7)
     assert [epoch.means["loss_full"] for epoch in run.epochs] == pytest.approx(losses, rel=1e-6)
     assert [epoch.accuracy_online for epoch in run.epochs] == accuracies
+
+
+def test_online_accuracy_of_mixed_batches_counts_each_label_by_its_share(tmp_path: Path) -> None:
+    """The weights stay, so one pass by hand over the same batches gives each prediction."""
+    model, source = Plain(), ShuffledSource(tiny_images(), 8, seed=0, mix=cutmix)
+    nn.init.normal_(model.linear.weight, generator=stream(0, "init"))
+    hits = 0.0
+    for batch in source.epoch(1):
+        predicted = model(batch.images).argmax(1).tolist()
+        columns = (predicted, batch.labels.tolist(), *(part.tolist() for part in batch.mix))
+        for guess, first, second, share in zip(*columns, strict=True):
+            hits += share * (guess == first) + (1 - share) * (guess == second)
+    run, recipe = tiny_folder(tmp_path), Recipe(1, partial(torch.optim.SGD, lr=0.0), lambda clock: 0.0)
+    with run.claimed():
+        (epoch,) = fit(run, model, CrossEntropy(), source, recipe)
+    assert hits != int(hits)
+    assert epoch.accuracy_online == pytest.approx(hits / 20, rel=1e-6)
+
+
+@pytest.mark.parametrize("step", [1, 4, 5, 9])
+def test_a_run_on_mixed_batches_stopped_in_mid_epoch_ends_with_the_same_weights_and_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    monkeypatch.setattr(conftest, "ShuffledSource", partial(ShuffledSource, mix=cutmix))
+    objective = CrossEntropy(label_smoothing=0.1)
+    with pytest.raises(Interrupted):
+        train_tiny(tmp_path / "stopped", objective=objective, stop_after=step)
+    undisturbed = train_tiny(tmp_path / "undisturbed", objective=objective)
+    assert train_tiny(tmp_path / "stopped", objective=objective).same(undisturbed)
 
 
 def test_the_schedule_not_the_optimizers_own_rate_is_used(tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def cutmix(
     mixed = images.clone()
     mixed[:, :, rows, columns] = images[:, :, rows, columns].index_select(0, other)
     area = (rows.stop - rows.start) * (columns.stop - columns.start)
-    share = torch.full((n,), 1 - area / (height * width), device=images.device)
+    share = torch.full((n,), 1 - area / (height * width), dtype=torch.float32, device=images.device)
     return mixed, (labels.index_select(0, other), share)
 
 

@@ -64,7 +64,9 @@ class Decision:
 @dataclass(frozen=True)
 class Epoch:
     """A finished epoch: its ``number`` from 1, sample-weighted ``means`` of the objective's parts, the accuracy
-    ``accuracy_online`` (fraction; training mode, augmented, before each step's update), learning rate, ``seconds``."""
+    ``accuracy_online`` (fraction; training mode, augmented, before each step's update), learning rate, ``seconds``.
+
+    In mixed batches an image's first label counts its share, and its second the rest."""
 
     number: int
     means: dict[str, float]
@@ -214,8 +216,7 @@ class _Fit:
         loss.total.backward()
         state.optimizer.step()
         self._watch(loss.total, clock.step)
-        correct = (loss.logits.argmax(1) == batch.labels).sum()
-        state.add({**loss.parts, "accuracy_online": (correct, len(batch.labels))})
+        state.add({**loss.parts, "accuracy_online": (_hits(loss.logits, batch), len(batch.labels))})
 
     def _loss(self, batch: Batch, draws: dict[str, Tensor]) -> Loss:
         return self.objective(self.state.model, batch, draws)
@@ -263,6 +264,16 @@ class _Fit:
         means = self.state.means()
         accuracy = means.pop("accuracy_online")
         return Epoch(self.state.epoch, means, accuracy, self.state.optimizer.param_groups[0]["lr"], seconds)
+
+
+def _hits(logits: Tensor, batch: Batch) -> Tensor:
+    """How many labels are predicted, 0-dim; of a mixed image its share of the first plus the rest of the second."""
+    predicted = logits.argmax(1)
+    correct = predicted == batch.labels
+    if batch.mix is None:
+        return correct.sum()
+    second, share = batch.mix
+    return (share * correct + (1 - share) * (predicted == second)).sum()
 
 
 def first_line(error: BaseException) -> str:
