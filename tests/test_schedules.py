@@ -1,17 +1,21 @@
 """Learning rates in closed form, against torch's own schedulers epoch by epoch."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, MultiStepLR, SequentialLR
 
 from perturblab.objectives import Clock
-from perturblab.schedules import constant, multistep
+from perturblab.schedules import constant, cosine, multistep, warmup_cosine
 
 
-def torchs(lr: float, milestones: list[int], gamma: float, epochs: int) -> list[float]:
+def torchs(lr: float, epochs: int, build: Callable[[Optimizer], LRScheduler]) -> list[float]:
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=lr)
-    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma)
+    schedule = build(optimizer)
     rates = []
     for _ in range(epochs):
         rates.append(optimizer.param_groups[0]["lr"])
@@ -36,7 +40,7 @@ def ours(schedule, epochs: int, steps: int = 1) -> list[float]:
 @example(0.1, [1, 1], 0.1, 2)
 @example(0.1, [100, 150], 0.1, 200)
 def test_multistep_is_torchs_multistep_in_every_epoch(lr, milestones, gamma, epochs) -> None:
-    expected = torchs(lr, milestones, gamma, epochs)
+    expected = torchs(lr, epochs, lambda optimizer: MultiStepLR(optimizer, milestones, gamma))
     assert ours(multistep(lr, tuple(milestones), gamma), epochs) == pytest.approx(expected)
 
 
@@ -51,3 +55,39 @@ def test_the_rate_does_not_change_within_an_epoch() -> None:
 
 def test_a_constant_rate_is_constant() -> None:
     assert ours(constant(0.3), 4) == [0.3] * 4
+
+
+@given(st.floats(1e-4, 10), st.floats(0, 1e-4), st.integers(1, 60))
+def test_cosine_is_torchs_cosine_annealing_in_every_epoch(lr, final_lr, epochs) -> None:
+    expected = torchs(lr, epochs, lambda optimizer: CosineAnnealingLR(optimizer, epochs, final_lr))
+    assert ours(cosine(lr, final_lr=final_lr), epochs) == pytest.approx(expected)
+
+
+def test_cosine_begins_at_its_rate_and_is_at_half_of_it_half_way() -> None:
+    assert ours(cosine(0.1), 200)[::100] == pytest.approx([0.1, 0.05])
+
+
+@pytest.mark.filterwarnings(
+    "ignore:The epoch parameter in:UserWarning"
+)  # torch's SequentialLR warns of itself
+@pytest.mark.parametrize("epochs", [11, 12, 50, 300])
+@pytest.mark.parametrize("lr", [0.001, 0.1])
+def test_the_documented_warm_up_and_cosine_are_torchs_in_every_epoch(lr, epochs) -> None:
+    def documented(optimizer: Optimizer) -> LRScheduler:
+        warm_up = LinearLR(optimizer, start_factor=0.001, total_iters=10)
+        rest = CosineAnnealingLR(optimizer, T_max=epochs - 10, eta_min=1e-5)
+        return SequentialLR(optimizer, [warm_up, rest], milestones=[10])
+
+    assert ours(warmup_cosine(lr), epochs) == pytest.approx(torchs(lr, epochs, documented))
+
+
+@pytest.mark.parametrize("epochs", [1, 3, 9, 10])
+def test_a_short_run_is_the_beginning_of_the_warm_up(epochs) -> None:
+    rates = ours(warmup_cosine(0.001), epochs)
+    assert rates == pytest.approx([0.001 * (0.001 + 0.999 * e / 10) for e in range(epochs)])
+
+
+def test_without_warm_up_epochs_the_cosine_begins_at_once() -> None:
+    assert ours(warmup_cosine(0.1, 0, final_lr=1e-5), 30) == pytest.approx(
+        ours(cosine(0.1, final_lr=1e-5), 30)
+    )
