@@ -1,0 +1,153 @@
+"""The pictures of first-layer-mi, drawn from its documented result files; also its table and what can be said."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from perturblab.report import plots, scatter
+from perturblab.report.groups import Alike, alike
+from perturblab.report.plots import Axis, Curve, Line, Panel
+from perturblab.report.tables import show
+from perturblab.studies.first_layer_mi import Visualize
+from perturblab.studies.first_layer_mi.results import SETTINGS, Result, read_results
+from perturblab.studies.first_layer_mi.summary import Units, correlations, said, summary
+from perturblab.terminal import say
+
+BINS = 10  # of the fraction kept, at most
+MASKS_PER_BIN = 4  # at least, on average
+
+Group = Alike[Result]
+
+
+def visualize(settings: Visualize) -> None:
+    """The command: draw the pictures, print the table and what it says. Raises UserError as ``read_results`` does."""
+    s = settings
+    results = read_results(s.results_dir, s.architectures, s.seeds, s.train_acc_threshold)
+    units = Units(s.mi_units)
+    for path in draw_results(results, s.plots_dir, units):
+        say(str(path))
+    show(summary(results, units))
+    say("\n" + said(results))
+
+
+def draw_results(
+    results: Sequence[Result], plots_dir: str | Path, units: Units, dpi: int = 300
+) -> list[Path]:
+    """Draw what the results allow; returns the PNG files, each with a CSV of equal stem."""
+    groups, folder = alike(results, SETTINGS), Path(plots_dir)
+    return [
+        _diff_against_gap(groups, folder, units, dpi),
+        _over_epochs(groups, folder, units, dpi),
+        *_against_kept(groups, folder, units, dpi),
+    ]
+
+
+def _diff_against_gap(groups: Sequence[Group], folder: Path, units: Units, dpi: int) -> Path:
+    clouds = [
+        scatter.Cloud(
+            _name(group),
+            np.array([run.finals["final_gen_gap"] for run in group.runs]),
+            np.array([units.of(run.finals["final_mi_diff"]) for run in group.runs]),
+            tuple(run.seed for run in group.runs),
+            _colours(groups)[group.runs[0].arch],
+            plots.MARKERS[group.order % len(plots.MARKERS)] or "o",
+        )
+        for group in groups
+    ]
+    axis = Axis(
+        "generalization gap: clean train − test accuracy (points)", f"MI full − mean MI masked ({units.name})"
+    )
+    notes = correlations([run for group in groups for run in group.runs])
+    figure = scatter.scatter(
+        "Information lost in the first layer against generalization gap", clouds, axis, notes
+    )
+    return scatter.save(figure, clouds, axis, folder / "mi_diff_vs_gen_gap.png", dpi)
+
+
+def _over_epochs(groups: Sequence[Group], folder: Path, units: Units, dpi: int) -> Path:
+    def panel(title: str, key: str, levels: tuple[tuple[str, float], ...] = ()) -> list[Panel]:
+        lines = _lines(
+            groups, lambda run: (run.epochs, units.of(run.history[key])) if key in run.history else ((), ())
+        )
+        return [Panel(title, lines, levels)] if lines else []
+
+    panels = [
+        *panel("MI full", "mi_full_history_nats", _null(groups, units)),
+        *panel("MI full − mean MI masked", "mi_history"),
+    ]
+    axis = Axis("epoch", f"mutual information ({units.name})", whole=True)
+    figure = plots.picture(f"Information during training{_images(groups, 'history_n_images')}", panels, axis)
+    return plots.save(figure, panels, folder / "mi_over_epochs.png", dpi)
+
+
+def _against_kept(groups: Sequence[Group], folder: Path, units: Units, dpi: int) -> list[Path]:
+    lines = _lines(groups, lambda run: _kept(run, units))
+    if not lines:
+        say("mi_vs_kept_first_layer.png not drawn: no run records its masks")
+        return []
+    panels = [Panel("final measurement", lines)]
+    axis = Axis(
+        "fraction of first-layer elements kept (1: intact)",
+        f"mutual information ({units.name})",
+        xlim=(0, 1.02),
+    )
+    title = f"Information with first-layer elements removed at random{_images(groups, 'final_n_images')}"
+    figure = plots.picture(title, panels, axis)
+    return [plots.save(figure, panels, folder / "mi_vs_kept_first_layer.png", dpi)]
+
+
+def _kept(run: Result, units: Units) -> Curve:
+    """Mean MI of the masks in each bin of the fraction kept, at the bin's middle, closed by the intact network at 1."""
+    if run.masks is None:
+        return (), ()
+    bins = max(1, min(BINS, run.masks.mi_nats.size // MASKS_PER_BIN))
+    of_mask = np.minimum((run.masks.kept_fraction * bins).astype(int), bins - 1)
+    filled = [b for b in range(bins) if (of_mask == b).any()]
+    means = [float(run.masks.mi_nats[of_mask == b].mean()) for b in filled]
+    middles = [(b + 0.5) / bins for b in filled]
+    return [*middles, 1.0], [units.of(mi) for mi in (*means, run.finals["final_mi_full"])]
+
+
+def _lines(groups: Sequence[Group], curve: Callable[[Result], Curve]) -> tuple[Line, ...]:
+    """One line per group that has data."""
+    drawn = [
+        plots.line(
+            _name(group), {run.seed: curve(run) for run in group.runs}, colour=_colours(groups)[group.runs[0].arch],
+            marker=plots.MARKERS[group.order % len(plots.MARKERS)], dash=DASHES[group.order % len(DASHES)],
+        )
+        for group in groups
+    ]  # fmt: skip
+    return tuple(one for one in drawn if one)
+
+
+DASHES: tuple[plots.Dash, ...] = ("-", (0, (5, 1.6)), (0, (1, 1.4)))
+
+
+def _colours(groups: Sequence[Group]) -> dict[str, str]:
+    return plots.colours(list(dict.fromkeys(group.runs[0].arch for group in groups)))
+
+
+def _name(group: Group) -> str:
+    arch = group.runs[0].arch
+    return f"{arch} ({group.variant})" if group.variant else arch
+
+
+def _null(groups: Sequence[Group], units: Units) -> tuple[tuple[str, float], ...]:
+    """What the intact networks' predictions read with permuted labels, if all were measured on equally many images."""
+    recorded = [run for group in groups for run in group.runs if "mi_full_history_null_nats" in run.history]
+    sizes = {run.finals.get("history_n_images") for run in recorded}
+    if len(sizes) != 1:
+        return ()
+    highest = max(float(np.nanmax(run.history["mi_full_history_null_nats"])) for run in recorded)
+    return (("permuted labels read", units.of(highest)),) if math.isfinite(highest) else ()
+
+
+def _images(groups: Sequence[Group], key: str) -> str:
+    """On how many images, if that is the same for all."""
+    sizes = {run.finals.get(key) for group in groups for run in group.runs}
+    size = sizes.pop() if len(sizes) == 1 else None
+    return f", {size:,.0f} images" if size else ""

@@ -1,0 +1,98 @@
+"""Mutual information of labels and predictions, intact and with random elements of the first layer removed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from perturblab.images import ImageSet
+from perturblab.information import (
+    accuracy,
+    bootstrap_interval,
+    contingency,
+    label_entropy,
+    miller_madow,
+    mutual_information,
+    permutation_null,
+)
+from perturblab.masks import documented_subsets
+from perturblab.probes.predictions import Ablation, ablated_predictions
+from perturblab.runs import Row
+from perturblab.signals import StopFlag
+from perturblab.sites import SteppedModel
+from perturblab.streams import stream
+from perturblab.studies.first_layer_mi import Train
+
+Stage = Literal["train", "final"]
+
+SITE = "conv1"
+PERMUTATIONS = (
+    100  # their mean is known to 1 %: the values of one table vary by a tenth of themselves, or less
+)
+RESAMPLES = 1000
+
+
+def stages(s: Train, epoch: int) -> list[Stage]:
+    """What is measured after ``epoch``: the last one has both its regular measurement and the final one."""
+    last = epoch == s.epochs
+    due = epoch == 1 or epoch % s.eval_interval == 0 or last
+    return [*(["train"] if due else []), *(["final"] if last else [])]  # type: ignore[list-item]
+
+
+def n_images(s: Train, stage: Stage, available: int) -> int:
+    """Images of a measurement: the first batches of the set, or all where ``max_eval_batches`` is 0."""
+    batches = s.max_eval_batches_train if stage == "train" else s.max_eval_batches_final
+    return min(available, batches * s.batch_size) if batches else available
+
+
+def information(
+    s: Train,
+    model: SteppedModel,
+    images: ImageSet,
+    predicted: Tensor,
+    stage: Stage,
+    epoch: int,
+    stop: StopFlag,
+) -> Iterator[Row]:
+    """A row of the intact network, then one of each subset of the first layer's elements; information in nats.
+
+    ``predicted`` int64 ``[n]`` are the intact network's classes of ``images``. Rows have ``mi_nats`` (plug-in),
+    ``mi_mm_nats`` (Miller-Madow) and ``mi_null_nats`` (mean plug-in value of the same predictions with the labels
+    permuted); the intact one ``mi_low_nats`` to ``mi_high_nats``, a 95 % bootstrap interval over the images. Subsets
+    and permutations have streams of their own: what is measured, and when, changes no training.
+    """
+    data, classes = images[: n_images(s, stage, len(images))], len(images.classes)
+    purpose = epoch if stage == "train" else "final"
+    masks = masks_of(s, model, stage, purpose)
+    ablated = ablated_predictions(model, data, Ablation(SITE, masks), precision=s.precision, stop=stop)
+    everything = torch.cat([predicted[None, : len(data)].to(ablated), ablated])
+    tables = contingency(data.labels.to(ablated.device), everything, classes)
+    low, high = bootstrap_interval(tables[0], RESAMPLES, stream(s.seed, "mi-bootstrap", purpose))
+    columns = {
+        "mi_nats": mutual_information(tables),
+        "mi_mm_nats": miller_madow(tables),
+        "mi_null_nats": permutation_null(tables, PERMUTATIONS, stream(s.seed, "mi-null", purpose)).mean(0),
+        "accuracy": accuracy(tables),
+    }
+    intact, *of_masks = (
+        dict(zip(columns, row, strict=True)) for row in torch.stack([*columns.values()], 1).tolist()
+    )
+    at = {"epoch": epoch, "stage": stage}
+    yield {
+        "kind": "intact", **at, **intact, "mi_low_nats": float(low), "mi_high_nats": float(high),
+        "label_entropy_nats": float(label_entropy(tables[0])),
+        "n_images": len(data), "classes": classes, "elements": masks[0].numel(),
+    }  # fmt: skip
+    for number, (size, row) in enumerate(zip(masks.flatten(1).sum(1).tolist(), of_masks, strict=True)):
+        yield {"kind": "mask", **at, "subset": number, "keep_size": size, **row}
+
+
+def masks_of(s: Train, model: SteppedModel, stage: Stage, purpose: int | str) -> Tensor:
+    """The subsets of a measurement, bool ``[m c h w]``; ``purpose`` is its epoch or "final"."""
+    shape = model.site(SITE).shape
+    n = s.n_masks_train if stage == "train" else s.n_masks_final
+    return documented_subsets(n, math.prod(shape), stream(s.seed, "mi-masks", purpose)).view(n, *shape)

@@ -1,0 +1,20 @@
+"""Array job scripts for the grid: a thin face of ``perturblab.launch.arrays``."""
+
+from __future__ import annotations
+
+from itertools import groupby
+
+from perturblab.launch import Cell
+from perturblab.launch.arrays import hand_over, write_array
+from perturblab.studies.first_layer_mi import Jobs
+
+
+def jobs(s: Jobs) -> None:
+    """Write ``job_manager_{arch}.sh`` and ``jobs_{arch}.txt`` (lines ``arch seed``) for each architecture."""
+    scripts = [
+        write_array(
+            [Cell(run.name, run) for run in runs], s, arch, ("arch", "seed"), job_name=f"{arch}_cifar100"
+        )
+        for arch, runs in groupby(s.grid(), lambda run: run.arch)
+    ]
+    hand_over(scripts, s)
