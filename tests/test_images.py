@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from perturblab.augment import crop_flip, cutmix
-from perturblab.images import Batch, ImageSet, ShuffledSource
+from perturblab.images import Batch, ImageSet, ShuffledSource, stratified
 from perturblab.streams import stream
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
@@ -203,3 +203,24 @@ def test_the_digest_does_not_depend_on_how_the_tensors_lie_in_memory():
 def test_a_set_whose_parts_do_not_fit_together_is_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         replace(image_set(), **wrong)
+
+
+# ---- held-out images -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [0, 1, 20, 99, 300])
+def test_a_stratified_draw_has_every_class_in_its_share(n):
+    labels = torch.tensor([0] * 150 + [1] * 90 + [2] * 60)[torch.randperm(300, generator=stream(1, "order"))]
+    drawn = stratified(labels, n, stream(0, "draw"))
+    assert int(drawn.sum()) == n
+    for label, share in ((0, 0.5), (1, 0.3), (2, 0.2)):
+        assert abs(int(drawn[labels == label].sum()) - share * n) < 1
+
+
+def test_a_stratified_draw_is_random_within_a_class_and_follows_its_generator():
+    labels = torch.zeros(100, dtype=torch.int64)
+    draws = [stratified(labels, 10, stream(seed, "draw")) for seed in range(200)]
+    assert torch.equal(draws[0], stratified(labels, 10, stream(0, "draw")))
+    often = torch.stack(draws).float().mean(0)  # each image with probability 0.1; five standard errors
+    assert often.max() < 0.1 + 5 * (0.09 / 200) ** 0.5
+    assert often.min() > 0

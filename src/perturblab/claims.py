@@ -33,6 +33,16 @@ def held(path: Path) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def waited_for(path: Path) -> Iterator[None]:
+    """Hold the lock file ``path`` for a moment, once whoever holds it is done."""
+    with writing_to(path):
+        lock = open(path, "a+b", buffering=0)  # noqa: SIM115 - open as long as it is held
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def is_held(path: Path) -> bool:
     try:
         with open(path) as claim:

@@ -17,7 +17,7 @@ from perturblab import hardware
 from perturblab.checkpoints import read_checkpoint
 from perturblab.datasets import NORMALISATION, load
 from perturblab.files import check_writable
-from perturblab.flags import Fitting, Machine
+from perturblab.flags import Machine
 from perturblab.images import ImageSet
 from perturblab.runs import RunFolder, publish
 from perturblab.terminal import UserError, say
@@ -47,7 +47,7 @@ def load_images(s: Any, size: int = 32, channels: int = 3) -> tuple[ImageSet, Im
                 size=size, channels=channels, workers=s.num_workers)  # fmt: skip
 
 
-def prepare(s: Fitting, run: RunFolder, exports: Mapping[str, Path]) -> Ready:
+def prepare(s: Machine, run: RunFolder, exports: Mapping[str, Path]) -> Ready:
     """Set up the machine, load and record the data; bad input is told before anything is computed."""
     for target in exports.values():
         check_writable(target)

@@ -49,8 +49,8 @@ def score(
 
 
 def predictions(
-    model: SteppedModel, data: ImageSet, tap: Tap | None = None, precision: str = "fp32"
+    model: SteppedModel, data: ImageSet, tap: Tap | None = None, precision: str = "fp32", size: int = BATCH
 ) -> Tensor:
     """The predicted class of every image, int64 ``[n]``."""
     with evaluating(model), autocast(precision, data.images.device):
-        return torch.cat([model(images, tap).argmax(1) for images, _ in batches(data)])
+        return torch.cat([model(images, tap).argmax(1) for images, _ in batches(data, size)])

@@ -45,7 +45,8 @@ class Settings(BaseModel):
     @classmethod
     def _no_truth_for_a_number(cls, value: Any, about: ValidationInfo) -> Any:
         """pydantic takes True for 1; ``seed: true`` in a file is a slip."""
-        if isinstance(value, bool) and cls.model_fields[about.field_name or ""].annotation in (int, float):
+        kind = cls.model_fields[about.field_name or ""].annotation
+        if isinstance(value, bool) and {kind, *get_args(kind)} & {int, float}:
             return str(value)
         return value
 

@@ -2,5 +2,7 @@
 
 STUDIES: dict[str, str] = {
     "masked-loss": "perturblab.studies.masked_loss",
+    "layerwise-mi": "perturblab.studies.layerwise_mi",
+    "first-layer-mi": "perturblab.studies.first_layer_mi",
 }
 """name on the command line -> module; imported only when named"""

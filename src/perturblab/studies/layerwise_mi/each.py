@@ -1,0 +1,38 @@
+"""``--model all``: the same command for each documented model, one after another, a failing one stopping no other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from perturblab.launch import Cell
+from perturblab.launch.local import run_cells
+from perturblab.signals import stop_on_signals
+from perturblab.studies.layerwise_mi import ALL, Evaluate, Train
+from perturblab.sweep import SomeFailed
+from perturblab.terminal import duration, say
+
+S = TypeVar("S", Train, Evaluate)
+# What every run imports; torch brings in its compiler with the first optimiser, whether it compiles or not.
+PRELOAD = (
+    "perturblab.studies.layerwise_mi.run", "perturblab.studies.layerwise_mi.evaluate", "torch._dynamo", "sklearn.datasets",
+)  # fmt: skip
+
+
+def each_model(s: S, ending: Callable[[S], str]) -> None:
+    """Run ``s`` for every model, each in a process of its own, then say how each ended. SomeFailed if any failed."""
+    cells = [Cell(model, s.model_copy(update={"model": model})) for model in ALL]
+    with stop_on_signals() as stop:
+        outcomes = run_cells(cells, lambda cell: None, 1, stop, lambda outcome: None, PRELOAD)
+    say(f"\n{s.command} of {len(cells)} models:")
+    for outcome in outcomes:
+        one = s.model_copy(update={"model": outcome.cell.name})
+        done = outcome.status == "done"
+        say(
+            ending(one)
+            if done
+            else f"✗ {outcome.cell.name}: failed after {duration(outcome.seconds)}, see above"
+        )
+    if any(outcome.status != "done" for outcome in outcomes):
+        say("the same command goes on with what is missing")
+        raise SomeFailed

@@ -1,0 +1,205 @@
+"""The pictures of layerwise-mi, drawn from its documented result files, and the summary table."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.colors import to_hex
+
+from perturblab.report import plots
+from perturblab.report.plots import Axis, Curve, Line, Panel
+from perturblab.report.tables import Cell, Table, show, write_csv
+from perturblab.studies.layerwise_mi import Visualize
+from perturblab.studies.layerwise_mi.reading import Group, Layer, Result, groups, read_results
+from perturblab.terminal import say
+
+BINS = 10  # of the fraction kept
+DEPTHS = (0.0, 0.9)  # of the colour map: from the first layer to the last, without its palest end
+BANDS = "light band: ± 1 std over subsets; dark band: ± 1 std over seeds (both ddof 0); thin: each seed"
+WRAP = 66  # letters of a title in one row
+DEPTH = "convolution (1: next to the image)"
+
+
+def visualize(settings: Visualize) -> None:
+    """The command: draw the pictures and print the table. Raises UserError as ``read_results`` does."""
+    results = read_results(settings)
+    for path in draw_results(results, settings):
+        say(str(path))
+    show(summary(results, settings.checkpoint))
+
+
+def draw_results(results: Sequence[Result], settings: Visualize, dpi: int = 300) -> list[Path]:
+    """Draw what the results allow; returns the PNG files, each with a CSV of equal stem."""
+    found, folder = groups(results), Path(settings.plots_dir)
+    title = f"Random channels removed, {settings.checkpoint} checkpoints{selected(results)}"
+    title = textwrap.fill(title, WRAP, break_long_words=False)
+    return [
+        _progression(found, title, folder / "mi_progression.png", dpi),
+        *_against_kept(found, title, folder / "mi_vs_kept.png", dpi),
+    ]
+
+
+def selected(results: Sequence[Result]) -> str:
+    """The mark of checkpoints that were chosen with the images that they are judged by."""
+    marked = [r.settings["selected_on"] == "test" and r.settings["mi_split"] == "test" for r in results]
+    return "" if not any(marked) else " (selected on test)" if all(marked) else " (some selected on test)"
+
+
+# ---- against depth ---------------------------------------------------------------------------------------------------
+
+
+def _progression(found: Sequence[Group], title: str, path: Path, dpi: int) -> Path:
+    """All architectures by what they lose; each on its own by what is left, for bands over subsets overlap."""
+    lost = _lines(found, lambda run: (_depths(run), [run.baseline - layer.mean for layer in run.layers]))
+    left = [_left(group, found) for group in found]
+    panels = [*([Panel("information lost", lost)] if lost else []), *left]
+    axis = Axis(DEPTH, "mutual information (nats)", ylim=(0, _most(found)), whole=True)
+    figure = plots.picture(title, panels, axis)
+    for axes, panel, group in zip(figure.axes[len(panels) - len(left) :], left, found, strict=False):
+        (line,) = panel.lines
+        std = np.array([[layer.std for layer in run.layers] for run in group.runs]).mean(axis=0)
+        low, high = line.mean - std, line.mean + std
+        axes.fill_between(line.x, low, high, color=line.colour, alpha=0.08, linewidth=0, zorder=0)
+    figure.supxlabel(BANDS, fontsize=8, color="0.35")
+    plots.write_png(figure, path, dpi)
+    write_csv(path.with_suffix(".csv"), *_by_layer(found))
+    return path
+
+
+def _left(group: Group, found: Sequence[Group]) -> Panel:
+    lines = _lines([group], lambda run: (_depths(run), [layer.mean for layer in run.layers]), found)
+    intact = float(np.mean([run.baseline for run in group.runs]))
+    levels = (("intact", intact),) if np.isfinite(intact) else ()
+    return Panel("information left", lines, levels)
+
+
+def _most(found: Sequence[Group]) -> float:
+    """The top of the axes: no subset leaves much more than the intact network has."""
+    runs = [run for group in found for run in group.runs]
+    ends = [end for run in runs for end in (run.baseline, *(layer.mean for layer in run.layers))]
+    return 1.1 * max(float(np.nanmax(ends)), 1e-9)
+
+
+def _by_layer(found: Sequence[Group]) -> tuple[list[str], list[list[Cell]]]:
+    """A row per layer of each network."""
+    columns = [
+        "model",
+        "variant",
+        "seed",
+        "layer_idx",
+        "layer_name",
+        "n_channels",
+        "mean_mi_nats",
+        "std_mi_nats",
+    ]
+    rows: list[list[Cell]] = []
+    for group in found:
+        for run in group.runs:
+            about: list[Cell] = [run.model, group.variant, run.seed]
+            for one in run.layers:
+                lost = None if np.isnan(run.baseline) else run.baseline - one.mean
+                rows.append([*about, one.index, one.name, one.channels, one.mean, one.std, lost])
+    return [*columns, "lost_mi_nats"], rows
+
+
+def _depths(run: Result) -> list[float]:
+    return [layer.index + 1 for layer in run.layers]
+
+
+def _lines(
+    drawn: Sequence[Group], curve: Callable[[Result], Curve], found: Sequence[Group] = ()
+) -> tuple[Line, ...]:
+    """One line per group that has data, in the colours of all that were ``found``."""
+    colours = plots.colours(list(dict.fromkeys(group.runs[0].model for group in found or drawn)))
+    lines = [
+        plots.line(
+            _name(group), {run.seed: curve(run) for run in group.runs}, colour=colours[group.runs[0].model],
+            marker=plots.MARKERS[group.order % len(plots.MARKERS)],
+        )
+        for group in drawn
+    ]  # fmt: skip
+    return tuple(line for line in lines if line)
+
+
+def _name(group: Group) -> str:
+    model = group.runs[0].model
+    return f"{model} ({group.variant})" if group.variant else model
+
+
+# ---- against the fraction kept -----------------------------------------------------------------------------------------
+
+
+def _against_kept(found: Sequence[Group], title: str, path: Path, dpi: int) -> list[Path]:
+    panels = [
+        Panel(f"{_name(group)} by convolution", lines) for group in found if (lines := _of_layers(group))
+    ]
+    if not panels:
+        say(f"{path.name} not drawn: no result records its subsets")
+        return []
+    axis = Axis("fraction of channels kept (1: intact)", "information left (nats)", xlim=(-0.02, 1.02))
+    figure = plots.picture(title, panels, axis)
+    return [plots.save(figure, panels, path, dpi)]
+
+
+def _of_layers(group: Group) -> tuple[Line, ...]:
+    """A line per layer, from dark (next to the image) to light."""
+    last = max(len(group.runs[0].layers) - 1, 1)
+    shades = [colormaps["viridis"](DEPTHS[0] + (DEPTHS[1] - DEPTHS[0]) * i / last) for i in range(last + 1)]
+    drawn = [
+        plots.line(
+            str(layer.index + 1),
+            {run.seed: _kept(run, run.layers[place]) for run in group.runs},
+            colour=to_hex(shades[place]),
+        )
+        for place, layer in enumerate(group.runs[0].layers)
+    ]
+    return tuple(one for one in drawn if one)
+
+
+def _kept(run: Result, layer: Layer) -> Curve:
+    """Mean information of the subsets in each tenth of the fraction kept, closed by the intact network at 1."""
+    if not layer.mi.size:
+        return (), ()
+    tenth = np.minimum((layer.kept * BINS).astype(int), BINS - 1)
+    filled = [b for b in range(BINS) if (tenth == b).any()]
+    x, y = [(b + 0.5) / BINS for b in filled], [float(layer.mi[tenth == b].mean()) for b in filled]
+    return ([*x, 1.0], [*y, run.baseline]) if np.isfinite(run.baseline) else (x, y)
+
+
+# ---- in numbers --------------------------------------------------------------------------------------------------------
+
+
+def summary(results: Sequence[Result], checkpoint: str) -> Table:
+    """What each architecture loses, mean and population std over seeds, and where most and least."""
+    rows = []
+    for group in groups(results):
+        lost = np.array([[run.baseline - layer.mean for layer in run.layers] for run in group.runs])
+        by_layer = lost.mean(axis=0)
+        n = len(group.runs)
+        ends = [
+            f"{by_layer[i]:.3f} at {group.runs[0].layers[i].index + 1}"
+            for i in (by_layer.argmax(), by_layer.argmin())
+        ]
+        rows.append((
+            _name(group), _mean_and_std([run.baseline for run in group.runs]), _mean_and_std(lost.mean(axis=1)), *ends,
+            "1 (single seed)" if n == 1 else str(n),
+        ))  # fmt: skip
+    columns = ("Architecture", "Intact", "Lost, all layers", "Most lost", "Least lost", "n")
+    notes = [
+        "Information in nats; lost: intact minus the mean over random channel subsets of one convolution."
+    ]
+    if any("std" in row[1] or "±" in row[1] for row in rows):
+        notes.append("±: population standard deviation over n seeds (ddof 0).")
+    if mark := selected(results):
+        notes.append(f"Checkpoints{mark}: the best of their run on the images that are evaluated here.")
+    return Table(f"INFORMATION LEFT AND LOST, {checkpoint} checkpoints", columns, tuple(rows), tuple(notes))
+
+
+def _mean_and_std(values: Sequence[float] | np.ndarray) -> str:
+    if len(values) == 1:
+        return f"{values[0]:.3f}"
+    return f"{np.mean(values):.3f} ± {np.std(values):.3f}"
