@@ -96,6 +96,11 @@ def activation_of(state: Any) -> Tensor:
     return activation
 
 
+def rows_of(state: Any, rows: Tensor | slice) -> Any:
+    """The part of a state that belongs to these images."""
+    return tuple(part[rows] for part in state) if isinstance(state, tuple) else state[rows]
+
+
 def with_activation(state: Any, activation: Tensor) -> Any:
     """``state`` with another activation; one with k times the rows takes k copies of the skip connection along."""
     if not isinstance(state, tuple):

@@ -1,63 +1,73 @@
-"""What is left of a network's predictions when random subsets of one site's activation are ablated?"""
+"""How much do a network's predictions say about the labels when random subsets of one site are ablated?"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from perturblab.hooked import Hooked
 from perturblab.images import ImageSet
 from perturblab.information import contingency, miller_madow, mutual_information
 from perturblab.measure import batches
+from perturblab.probes.passes import Ablation
+from perturblab.probes.predictions import MEMORY, ablated_predictions
 from perturblab.runs import Row
 from perturblab.signals import StopFlag
-from perturblab.sites import SteppedModel, activation_of, evaluating, fill
+from perturblab.sites import SteppedModel, activation_of, evaluating
 
 Fill = Literal["weight", "zero", "mean"]
-Keep = Callable[[int, Tensor], None]
-"""``keep(first, predicted)``: predicted classes int16 ``[k n]`` of masks ``first`` to ``first + k``."""
 
 
 def information_left(
-    model: SteppedModel,
+    model: SteppedModel | Hooked,
     data: ImageSet,
-    site: str,
-    keep_masks: Tensor,
+    ablation: Ablation,
     *,
-    value: Tensor | float = 0.0,
     precision: str = "fp32",
-    memory: int = 2 * 2**30,
-    start: int = 0,
-    keep: Keep = lambda first, predicted: None,
+    calibration: ImageSet | None = None,
+    memory: int = MEMORY,
+    kept: MutableMapping[int, Tensor] | None = None,
     stop: StopFlag | None = None,
     advance: Callable[[int], None] = lambda images: None,
 ) -> Iterator[Row]:
-    """One row per mask from number ``start`` on: ``subset`` (number), ``keep_size``, ``mi_nats``, ``mi_mm_nats``,
-    ``accuracy`` (fraction).
+    """One row per mask: ``subset`` (its number), ``keep_size``, ``mi_nats``, ``mi_mm_nats``, ``accuracy`` (fraction).
 
-    ``keep_masks`` bool ``[m width]`` or, for elements, ``[m c h w]``; what they do not keep becomes ``value``
-    (:func:`fill_value`). Mutual information of labels and predicted classes over ``data``, in evaluation mode;
-    ``mi_mm_nats`` is corrected as Miller and Madow do. ``keep`` is handed the predictions before their rows are
-    yielded. ``memory`` in bytes bounds what is held at a time; ``advance`` is told how many images passed, times masks.
-    Raises ValueError for an unknown site or masks of another width, Interrupted (between batches) after a signal.
+    Mutual information of labels and predicted classes over ``data``; ``mi_mm_nats`` is corrected as Miller and Madow
+    do. The arguments are those of :func:`ablated_predictions`, and so is what it raises.
     """
-    classes = len(data.classes)
-    sizes = keep_masks.flatten(1).sum(1).tolist()
-    for first, predicted in ablated_predictions(
-        model, data, site, keep_masks[start:], value, precision, memory, stop, advance
+    predicted = ablated_predictions(
+        model,
+        data,
+        ablation,
+        precision=precision,
+        calibration=calibration,
+        memory=memory,
+        kept=kept,
+        stop=stop,
+        advance=advance,
+    )
+    tables = contingency(data.labels.cpu(), predicted, len(data.classes))
+    sizes = ablation.keep_masks.flatten(1).sum(1)
+    hits = tables.diagonal(dim1=1, dim2=2).sum(1)
+    columns = (sizes, mutual_information(tables), miller_madow(tables), hits / len(data))
+    for number, (size, mi, corrected, accuracy) in enumerate(
+        zip(*(c.tolist() for c in columns), strict=True)
     ):
-        keep(start + first, predicted)
-        tables = contingency(data.labels, predicted, classes)
-        numbers = zip(mutual_information(tables).tolist(), miller_madow(tables).tolist(), strict=True)
-        for number, (mi, corrected) in enumerate(numbers, start + first):
-            hits = tables[number - start - first].diagonal().sum()
-            yield {"subset": number, "keep_size": sizes[number], "mi_nats": mi, "mi_mm_nats": corrected,
-                   "accuracy": int(hits) / len(data)}  # fmt: skip
+        yield {
+            "subset": number,
+            "keep_size": size,
+            "mi_nats": mi,
+            "mi_mm_nats": corrected,
+            "accuracy": accuracy,
+        }
 
 
-def fill_value(model: SteppedModel, site: str, how: Fill, data: ImageSet | None = None) -> Tensor | float:
+def fill_value(
+    model: SteppedModel | Hooked, site: str, how: Fill, data: ImageSet | None = None
+) -> Tensor | float:
     """What an ablated channel (or unit) becomes: a number, or a float32 tensor ``[width]``.
 
     ``weight``: what zeroing the weights that make it would leave (its bias, gone through BatchNorm and ReLU);
@@ -65,38 +75,14 @@ def fill_value(model: SteppedModel, site: str, how: Fill, data: ImageSet | None 
     """
     if how == "zero":
         return 0.0
-    with evaluating(model):
+    with evaluating(model if isinstance(model, SteppedModel) else model.model):
         if how == "weight":
             return model.weight_fill(site)
-        if data is None:
-            raise ValueError("the mean needs images to be taken over")
-        here, total = model.position(site), torch.zeros(())
+        if data is None or isinstance(model, Hooked):
+            raise ValueError("the mean is taken over images, of a site of a stepped model")
+        here, sums, n = model.position(site), [], 0
         for images, _ in batches(data):
-            activation = activation_of(model.run(images, stop=here))
-            total = total.to(activation.device) + activation.transpose(0, 1).flatten(1).double().sum(1)
-        positions = activation[0, 0].numel()
-        return (total / (len(data) * positions)).float()
-
-
-def ablated_predictions(
-    model: SteppedModel,
-    data: ImageSet,
-    site: str,
-    keep_masks: Tensor,
-    value: Tensor | float,
-    precision: str = "fp32",
-    memory: int = 2 * 2**30,
-    stop: StopFlag | None = None,
-    advance: Callable[[int], None] = lambda images: None,
-) -> Iterator[tuple[int, Tensor]]:
-    """(number of the first mask, predicted classes int16 ``[k n]``), group by group of masks."""
-    model.position(site)
-    for number, mask in enumerate(keep_masks.to(data.images.device)):
-        parts = []
-        with evaluating(model):
-            for images, _ in batches(data):
-                if stop is not None:
-                    stop.check()
-                parts.append(model(images, fill(site, mask, value)).argmax(1).to(torch.int16))
-                advance(len(images))
-        yield number, torch.cat(parts)[None]
+            activation = activation_of(model.run(images, stop=here)).transpose(0, 1).flatten(1)
+            sums.append(activation.double().sum(1))
+            n += activation.shape[1]
+        return (torch.stack(sums).sum(0) / n).float()
