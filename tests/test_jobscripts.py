@@ -7,6 +7,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 
 from commandline import parsed
-from conftest import Ended, Zygote, differing, files_of
+from conftest import Ended, Zygote, differing, files_of, until
 from perturblab.launch import Cell
 from perturblab.launch.arrays import JobFlags, hand_over, write_array
 from perturblab.studies.masked_loss import Train
@@ -36,6 +37,19 @@ with open(f"ran/{mode}-{seed}", "w") as file:
 with open("pid", "w") as file:
     file.write(str(os.getpid()))
 sys.exit(int(os.environ.get(f"EXIT_{mode}", 0)))
+"""
+
+# In the place of a long run: waits for a signal, takes a moment to save, and asks to be started again.
+TOLD = """
+import pathlib, signal, sys, time
+def save(number, frame):
+    time.sleep(0.2)
+    pathlib.Path("told").write_text(signal.Signals(number).name)
+    sys.exit(75)
+signal.signal(signal.SIGTERM, save)
+signal.signal(signal.SIGUSR1, save)
+pathlib.Path("ready").touch()
+time.sleep(60)
 """
 
 
@@ -205,6 +219,36 @@ def test_the_run_takes_the_place_of_the_script_so_that_signals_reach_it(fake: st
     with subprocess.Popen(["bash", generated(fake), "1"]) as process:
         process.wait()
     assert int(Path("pid").read_text()) == process.pid
+
+
+@pytest.mark.parametrize(
+    ("state", "asked"), [("RUNNING", "requeue 12\n"), ("CANCELLED", ""), ("COMPLETING", "")]
+)
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+def test_in_slurm_a_run_that_was_told_to_stop_asks_to_be_started_again_unless_it_was_cancelled(
+    project: Path, monkeypatch: pytest.MonkeyPatch, name: str, state: str, asked: str
+) -> None:
+    """Slurm by itself starts only what it had to kill: seen on a real one, with a grace time."""
+    Path("squeue").write_text(f"#!/bin/bash\necho {state}\n")
+    Path("scontrol").write_text('#!/bin/bash\necho "$@" >> asked\n')
+    for program in ("squeue", "scontrol"):
+        os.chmod(program, 0o755)
+    Path("asked").write_text("")
+    Path("told.py").write_text(TOLD)
+    script = generated(f"{shlex.quote(sys.executable)} -IS told.py")
+    env = {"PATH": f"{project}:{os.environ['PATH']}", "SLURM_ARRAY_TASK_ID": "2", "SLURM_JOB_ID": "12"}
+    with subprocess.Popen(["bash", script], env=env) as process:
+        until(Path("ready").exists)
+        process.send_signal(getattr(signal, name))
+    assert process.returncode == 75
+    assert Path("told").read_text() == name, "the signal did not reach the run"
+    assert Path("asked").read_text() == asked
+
+
+@pytest.mark.parametrize("code", [0, 1, 2])
+def test_in_slurm_a_run_that_ends_by_itself_does_not_come_back(fake: str, code: int) -> None:
+    ended = bash(generated(fake), SLURM_ARRAY_TASK_ID="2", SLURM_JOB_ID="12", EXIT_masked=str(code))
+    assert ended == Ended(code, ""), "squeue, which is not there, was asked"
 
 
 def test_all_lines_go_on_after_a_failing_run(fake: str) -> None:

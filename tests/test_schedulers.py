@@ -155,9 +155,17 @@ def test_an_array_on_a_real_scheduler_equals_the_same_script_under_bash(
     assert not differing(made(tmp_path / "ada's project"), made(tmp_path / "bash"))
 
 
+Stop = Callable[[Cluster, int], None]
+
+
 def requeue(cluster: Cluster, pid: int) -> None:
     """What an administrator does, or a job of higher priority."""
     subprocess.run(["scontrol", "requeue", "1_1"], check=True)
+
+
+def warn(cluster: Cluster, pid: int) -> None:
+    """What Slurm does before the time limit, and before a preemption with a grace time."""
+    subprocess.run(["scancel", "--batch", "--signal=USR1", "1_1"], check=True)
 
 
 def notify(cluster: Cluster, pid: int) -> None:
@@ -165,27 +173,30 @@ def notify(cluster: Cluster, pid: int) -> None:
     os.kill(pid, signal.SIGUSR2)
 
 
-def delete_and_submit_again(cluster: Cluster, pid: int) -> None:
-    subprocess.run(["qdel", "1"], check=True)
+def delete(cluster: Cluster, pid: int) -> None:
+    """The user does, and submits again: nothing must come back by itself."""
+    subprocess.run({"slurm": ["scancel", "1_1"], "sge": ["qdel", "1"]}[cluster.kind], check=True)
     until(lambda: cluster.idle)
+    assert not list(Path("results").glob("*"))
     cluster.submit(Path("scripts/job_manager_vgg11.sh"))
 
 
-@pytest.mark.parametrize(
-    ("kind", "stop", "name"),
-    [("slurm", requeue, "SIGTERM"), ("sge", notify, "SIGUSR2"), ("sge", delete_and_submit_again, "SIGUSR2")],
-)
+STOPS: list[tuple[Kind, Stop, str]] = [
+    ("slurm", requeue, "SIGTERM"),
+    ("slurm", warn, "SIGUSR1"),
+    ("slurm", delete, "SIGTERM"),
+    ("sge", notify, "SIGUSR2"),
+    ("sge", delete, "SIGUSR2"),
+]
+
+
+@pytest.mark.parametrize(("kind", "stop", "name"), STOPS)
 def test_a_run_that_a_real_scheduler_stops_saves_and_goes_on_to_the_same_result(
-    start: Callable[[Kind], Cluster],
-    kind: Kind,
-    stop: Callable[[Cluster, int], None],
-    name: str,
-    npz: Path,
-    tmp_path: Path,
+    start: Callable[[Kind], Cluster], kind: Kind, stop: Stop, name: str, npz: Path, tmp_path: Path
 ) -> None:
     cluster = start(kind)
     cluster.submit(written(tmp_path / kind, npz, "masked", epochs=100))
-    until(lambda: any(path.stat().st_size for path in Path().glob("perturblab_runs/*/*/rows.jsonl")))
+    until(lambda: any(path.stat().st_size for path in Path().glob("perturblab_runs/*/*/rows.jsonl")), 120)
     claim = next(Path().glob("perturblab_runs/*/*/claim"))
     stop(cluster, int(claim.read_text().split()[1]))
     until(lambda: cluster.idle, 180)

@@ -1,7 +1,7 @@
 """The text of an array job's script, which Grid Engine, Slurm and plain bash run unchanged.
 
 Headers for both schedulers, the user's environment, the command of a run, and ``BODY``, which finds the line of
-parameters that this task is to run. Seen on real ones (tests/test_schedulers.py): each takes the other's headers for comments.
+parameters that this task is to run. What it says of the schedulers was seen on real ones (``tests/test_schedulers.py``).
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def headers(job_name: str, n: int, mem: str, time: str, gpu: int) -> list[str]:
         *([f"--gres=gpu:{gpu}"] if gpu else []),
         f"--output={LOGS}/%x_%A_%a.out",
         "--open-mode=append",  # a run that comes back goes on in its log
-        f"--signal=B:USR1@{WARNING_S}",  # B: to the script's own process, which is the run by then
+        f"--signal=B:USR1@{WARNING_S}",  # B: to the script, which passes it on
         "--requeue",
     ]
     return [*(f"#$ {words}" for words in sge), *(f"#SBATCH {words}" for words in slurm)]
@@ -73,7 +73,7 @@ def environment(file: str) -> str:
 def run(prefix: str, settings: Settings, parameters: Sequence[str], lines: Path) -> str:
     """The function ``run``, which becomes the program: ``exec python -m perturblab ... --arch "${1}" --seed "${2}"``.
 
-    bash would act on a signal only after its foreground command had ended, hence ``exec``.
+    Hence ``exec``: bash would act on a signal only after its foreground command had ended.
     """
     fields = type(settings).model_fields
     placed = [f'{documented_flag(name, fields[name])} "${{{n}}}"' for n, name in enumerate(parameters, 1)]
@@ -106,6 +106,25 @@ start() { # start N: become the run of line N
   run "${words[@]}"
 }
 
+# Slurm starts again by itself only what it had to kill, not a run that has saved and ended in the time given to it.
+start_in_slurm() {
+  start "$1" &
+  child=$!
+  for name in TERM USR1 USR2; do
+    trap "told=yes; kill -s $name $child || true" "$name"
+  done
+  told=yes
+  while [ -n "$told" ]; do # a signal ends the wait, not the run
+    told="" code=0
+    wait "$child" || code=$?
+  done
+  # RUNNING: it was not cancelled, and Slurm is not starting it again anyway.
+  if [ "$code" = 75 ] && [ "$(squeue -h -o %T -j "$SLURM_JOB_ID")" = RUNNING ]; then
+    scontrol requeue "$SLURM_JOB_ID"
+  fi
+  exit "$code"
+}
+
 if [ ! -r "$jobs" ]; then
   echo "error: no $jobs in $PWD; start this script from the folder where it was written" >&2
   exit 2
@@ -114,7 +133,9 @@ export MPLCONFIGDIR="${TMPDIR:-/tmp}/matplotlib-$UID" # a home may be full, slow
 
 # Grid Engine says "undefined" outside arrays.
 task=${1:-${SLURM_ARRAY_TASK_ID:-${SGE_TASK_ID:-undefined}}}
-if [ "$task" != undefined ]; then
+if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then
+  start_in_slurm "$task"
+elif [ "$task" != undefined ]; then
   start "$task"
 fi
 
