@@ -41,7 +41,10 @@ torch.set_num_threads(1)
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 ONE_THREAD |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
 # Imported before the first fork: what a run imports on its way, also where another user may not read it.
-MODULES = ("perturblab.studies.masked_loss.run", "torch._dynamo", "encodings.cp437")
+MODULES = (
+    "perturblab.studies.masked_loss.run", "perturblab.studies.first_layer_mi.run",
+    "perturblab.studies.layerwise_mi.evaluate", "torch._dynamo", "encodings.cp437",
+)  # fmt: skip
 
 # ---- small things ------------------------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from perturblab import experiment
 from perturblab.cli import spread_lists
 from perturblab.quickstart import Quickstart
 from perturblab.settings import documented_flag, flags_of, is_where
+from perturblab.studies import STUDIES
 from perturblab.studies.masked_loss import Sweep, Train, Visualize
 from perturblab.studies.masked_loss import run as study
 from perturblab.studies.masked_loss.arms import SETTINGS
@@ -94,18 +95,21 @@ def test_a_prefix_changes_how_generated_lines_call_the_program(tmp_path, monkeyp
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_flag_is_understood_with_underscores_and_with_dashes(command) -> None:
-    required = {"masked-loss train": TRAIN[2:], "masked-loss evaluate": ("--checkpoint", "x.pt")}.get(
-        command, ()
-    )
+    required = {
+        "masked-loss train": TRAIN[2:], "masked-loss evaluate": ("--checkpoint", "x.pt"),
+        "first-layer-mi train": ("--arch", "vgg9", "--seed", "0"),
+    }.get(command, ())  # fmt: skip
     cls = COMMANDS[command].settings
     for field, info in cls.model_fields.items():
-        value = {int: "3", float: "0.5", bool: "true", str: "words"}.get(info.annotation)
+        value = {"mem": "8G", "time": "1:00:00", "gpu": "0"}.get(
+            field, {int: "3", float: "0.5", bool: "true", str: "words"}.get(info.annotation)
+        )
         if value is None:
             continue
         for flag in {documented_flag(field, info), *flags_of(info)}:
             for spelling in (flag, flag.replace("_", "-"), flag.replace("-", "_").replace("__", "--", 1)):
                 found = parsed(*command.split(), *required, spelling, value)
-                assert str(getattr(found, field)).lower() == value
+                assert str(getattr(found, field)).lower() == value.lower()
 
 
 def test_an_alias_is_the_same_flag() -> None:
@@ -284,7 +288,7 @@ def test_help_shows_every_flag_as_documented_with_its_default_and_choices(comman
     assert "--config FILE" in out
 
 
-@pytest.mark.parametrize("command", [(), ("masked-loss",), *(tuple(c.split()) for c in COMMANDS)])
+@pytest.mark.parametrize("command", [(), *((s,) for s in STUDIES), *(tuple(c.split()) for c in COMMANDS)])
 def test_help_is_whole_sentences_without_markup_that_fit_the_window(command) -> None:
     code, out, _ = called(*command, "--help")
     assert code == 0

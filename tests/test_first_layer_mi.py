@@ -341,8 +341,7 @@ def test_a_measurement_leaves_the_network_and_all_random_states_alone(base: Ran)
     model.train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     states = torch.get_rng_state(), np.random.get_state()[1].tobytes()  # type: ignore[union-attr]
-    predicted = torch.zeros(len(images), dtype=torch.int64)
-    rows = list(information(base.settings, model, images, predicted, "final", 2, StopFlag()))
+    rows = list(information(base.settings, model, images, images, "final", 2, StopFlag()))
     assert len(rows) == 5
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(module.training for module in model.modules())
@@ -354,9 +353,8 @@ def test_a_signal_stops_a_measurement(base: Ran) -> None:
     model, images = rebuilt(base)
     stop = StopFlag()
     stop.number = 15
-    predicted = torch.zeros(len(images), dtype=torch.int64)
     with pytest.raises(Interrupted):
-        list(information(base.settings, model, images, predicted, "train", 1, stop))
+        list(information(base.settings, model, images, images, "train", 1, stop))
 
 
 def test_the_test_images_are_measured_where_asked_for(changed: Callable[..., Ran]) -> None:

@@ -43,6 +43,29 @@ def test_killed_30_times_at_random_moments_no_file_differs(
     assert seconds < WHOLE_TEST_S * max(1.0, busy)
 
 
+@pytest.fixture(scope="session")
+def first_layer_run(npz: Path) -> list[str]:
+    """A whole run of first-layer-mi: training with CutMix and dropout, measurements in each epoch, the final one."""
+    words = (
+        "first-layer-mi train --arch vgg9 --seed 0 --width 0.05 --epochs 2 --batch_size 20 --lr 0.01 --warmup_epochs 1 "
+        "--eval_interval 1 --n_masks_train 3 --n_masks_final 4 --max_eval_batches_final 0 --threads 1 --device cpu"
+    )
+    return [*words.split(), "--dataset", f"npz:{npz}"]
+
+
+def test_first_layer_mi_killed_6_times_at_random_moments_no_file_differs(
+    kill_at_random: KillAtRandom, first_layer_run: list[str], tmp_path: Path
+) -> None:
+    check(kill_at_random([*first_layer_run, "--checkpoint_every", "0"], tmp_path, 6, seed=2), 6)
+
+
+@pytest.mark.slow
+def test_first_layer_mi_killed_60_times_at_random_moments_no_file_differs(
+    kill_at_random: KillAtRandom, first_layer_run: list[str], tmp_path: Path
+) -> None:
+    check(kill_at_random([*first_layer_run, "--checkpoint_every", "0"], tmp_path, 60, seed=4), 60)
+
+
 # ---- every moment, not random ones ---------------------------------------------------------------------------------
 
 

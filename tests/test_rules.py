@@ -164,12 +164,13 @@ def loaded_by(*lines: str, folder: Path) -> tuple[list[str], int]:
 def test_help_version_mistakes_and_generating_a_script_load_no_torch(tmp_path) -> None:
     helps = [f"{command} --help" for command in COMMANDS]
     heavy, printed = loaded_by(
-        "--help", "--version", "masked-loss --help", *helps, "masked-loss sweep --mode generate",
+        "--help", "--version", "masked-loss --help", *helps, "masked-loss sweep --mode generate", "first-layer-mi jobs",
         "masked-loss train --arch vgg12", "masked-loss train --epochs 0", folder=tmp_path,
     )  # fmt: skip
     assert heavy == []
     assert printed > 5000
     assert (tmp_path / "run_all.sh").exists()
+    assert (tmp_path / "scripts" / "job_manager_vgg9.sh").exists()
 
 
 def test_a_run_would_be_seen_to_load_torch(tmp_path) -> None:

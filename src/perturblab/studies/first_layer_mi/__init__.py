@@ -5,7 +5,7 @@ convolution's output (after BatchNorm and ReLU; 64 x 32 x 32) are kept, the rest
 predictions and labels is measured: MI_full - mean(MI_masked), during training and after it, against generalisation.
 
     perturblab first-layer-mi train --arch vgg11 --seed 0
-    perturblab first-layer-mi jobs         array job scripts for the document's 15 runs
+    perturblab first-layer-mi jobs         scripts for the document's 15 runs
     perturblab first-layer-mi visualize    plots and the summary table
 
 VGG-N counts weight layers, as the paper does: VGG9, 11, 13, 16, 19 have 6, 8, 10, 13, 16 convolutions here.

@@ -34,6 +34,7 @@ PERMUTATIONS = (
     100  # their mean is known to 1 %: the values of one table vary by a tenth of themselves, or less
 )
 RESAMPLES = 1000
+CALIBRATION = 100  # images
 
 
 def stages(s: Train, epoch: int) -> list[Stage]:
@@ -53,24 +54,32 @@ def information(
     s: Train,
     model: SteppedModel,
     images: ImageSet,
-    predicted: Tensor,
+    others: ImageSet,
     stage: Stage,
     epoch: int,
     stop: StopFlag,
 ) -> Iterator[Row]:
     """A row of the intact network, then one of each subset of the first layer's elements; information in nats.
 
-    ``predicted`` int64 ``[n]`` are the intact network's classes of ``images``. Rows have ``mi_nats`` (plug-in),
-    ``mi_mm_nats`` (Miller-Madow) and ``mi_null_nats`` (mean plug-in value of the same predictions with the labels
-    permuted); the intact one ``mi_low_nats`` to ``mi_high_nats``, a 95 % bootstrap interval over the images. Subsets
-    and permutations have streams of their own: what is measured, and when, changes no training.
+    ``others`` are images beside the measured ones (``ablated_predictions`` says what for). Rows have ``mi_nats``
+    (plug-in), ``mi_mm_nats`` (Miller-Madow) and ``mi_null_nats`` (mean plug-in value of the same predictions with the
+    labels permuted); the intact one ``mi_low_nats`` to ``mi_high_nats``, a 95 % bootstrap interval over the images.
+    Subsets and permutations have streams of their own: what is measured, and when, changes no training.
     """
     data, classes = images[: n_images(s, stage, len(images))], len(images.classes)
     purpose = epoch if stage == "train" else "final"
     masks = masks_of(s, model, stage, purpose)
-    ablated = ablated_predictions(model, data, Ablation(SITE, masks), precision=s.precision, stop=stop)
-    everything = torch.cat([predicted[None, : len(data)].to(ablated), ablated])
-    tables = contingency(data.labels.to(ablated.device), everything, classes)
+    # The intact network is a mask that keeps all: in bf16 too, all predictions are then found in one way.
+    everything = torch.cat([torch.ones_like(masks[:1]), masks])
+    predicted = ablated_predictions(
+        model,
+        data,
+        Ablation(SITE, everything),
+        precision=s.precision,
+        calibration=others[:CALIBRATION],
+        stop=stop,
+    )
+    tables = contingency(data.labels.cpu(), predicted, classes)
     low, high = bootstrap_interval(tables[0], RESAMPLES, stream(s.seed, "mi-bootstrap", purpose))
     columns = {
         "mi_nats": mutual_information(tables),

@@ -13,7 +13,7 @@ from perturblab.experiment import arrays_to_bytes, check_trainable, export, prep
 from perturblab.files import write_checked
 from perturblab.images import ImageSet, ShuffledSource
 from perturblab.information import too_few
-from perturblab.measure import predictions
+from perturblab.measure import score
 from perturblab.models import MODELS
 from perturblab.objectives.cross_entropy import CrossEntropy
 from perturblab.runs import SCHEMA_VERSION, RunFolder, perform, run_folder
@@ -46,26 +46,20 @@ def train(settings: Train) -> None:
 
 def work(s: Train, stop: StopFlag, run: RunFolder) -> None:
     ready = prepare(s, run, s.exports)
-    sets = {"train": ready.train, "test": ready.test}
+    measured, others = (ready.train, ready.test) if s.mi_split == "train" else (ready.test, ready.train)
     check_trainable(ready.train, s.batch_size, s.dataset)
-    warn_of_few(s, sets[s.mi_split])
+    warn_of_few(s, measured)
     model = build(s, ready.train).to(ready.device)
 
     for epoch in fit(run, model, objective(), source(s, ready.train), recipe(s), stop):
         due = stages(s, epoch.number)
-        # One pass over each set serves its accuracy and the information of its first images.
-        predicted = {
-            name: predictions(model, data, precision=s.precision) for name, data in sets.items() if due
-        }
         run.log(
             kind="epoch", epoch=epoch.number, lr=epoch.lr, **epoch.means, train_acc_online=epoch.accuracy_online,
-            train_acc_clean=accuracy(sets["train"], predicted["train"]) if due else None,
-            test_acc=accuracy(sets["test"], predicted["test"]) if due else None,
+            train_acc_clean=score(model, ready.train, precision=s.precision).accuracy if due else None,
+            test_acc=score(model, ready.test, precision=s.precision).accuracy if due else None,
         )  # fmt: skip
         for stage in due:
-            for row in information(
-                s, model, sets[s.mi_split], predicted[s.mi_split], stage, epoch.number, stop
-            ):
+            for row in information(s, model, measured, others, stage, epoch.number, stop):
                 run.log(**row)
             tell(s, run, stage)
     finish(s, run)
@@ -108,10 +102,6 @@ def recipe(s: Train) -> Recipe:
         compile=s.compile,
         checkpoint_every_s=s.checkpoint_every,
     )
-
-
-def accuracy(images: ImageSet, predicted: torch.Tensor) -> float:
-    return int((predicted == images.labels).sum()) / len(images)
 
 
 def tell(s: Train, run: RunFolder, stage: Stage) -> None:
