@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from statistics import fmean
 from typing import Any, get_args
 
 import torch
@@ -28,7 +29,7 @@ from perturblab.masks import unique_subsets
 from perturblab.measure import predictions
 from perturblab.models import MODELS
 from perturblab.probes.ablation import fill_value, information_left
-from perturblab.probes.predictions import Ablation
+from perturblab.probes.passes import Ablation
 from perturblab.report.tables import show
 from perturblab.runs import Row, RunFolder, perform, run_folder
 from perturblab.signals import StopFlag, stop_on_signals
@@ -45,6 +46,7 @@ PERMUTATIONS, RESAMPLES = (
     200,
     1000,
 )  # null and interval of the intact network: under a second for 10,000 images
+CALIBRATION = 100  # images of the other split on which the error of bf16 is measured, for each layer
 Convolutions = dict[int, Site]
 """The chosen convolutions by their documented ``layer_idx``, which counts from 0."""
 
@@ -56,6 +58,15 @@ class Opened:
     weights: dict[str, Tensor]
     sha256: str
     said: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The network, the images it is evaluated on, and others on which the error of bf16 is measured."""
+
+    model: SteppedModel
+    data: ImageSet
+    calibration: ImageSet
 
 
 def evaluate(settings: Evaluate) -> None:
@@ -151,21 +162,24 @@ def work(s: Evaluation, settings: Evaluate, opened: Opened, stop: StopFlag, run:
     if settings.save_predictions:
         targets["predictions"] = Path(settings.save_predictions)
     ready = prepare(s, run, targets)
-    data = limited(s, ready.test if s.mi_split == "test" else ready.train)
-    if few := too_few(len(data), len(data.classes)):
-        warn(few)
+    data, other = (ready.test, ready.train) if s.mi_split == "test" else (ready.train, ready.test)
+    data = limited(s, data)
     model = build(s, data).to(ready.device)
     load_weights(model, opened.weights, settings.source)
+    if few := too_few(len(data), len(data.classes)):
+        warn(few)
     run.drop_rows_from(s.epoch + 1)  # all have that of the checkpoint: only a torn last line goes
     full = predictions(model, data, size=s.batch_size)
     if not run.rows:
         run.log(kind="intact", epoch=s.epoch, **intact(s, data, full))
-    chosen = convolutions(s)
-    for index, site in chosen.items():
-        masks = subsets(s, site)
-        if len(of_layer(run.rows, index)) < len(masks):
-            measure(s, run, model, data, index, masks, stop)
-    finish(s, run, data, full, {index: (site, subsets(s, site)) for index, site in chosen.items()})
+    chosen = {index: (site, subsets(s, site)) for index, site in convolutions(s).items()}
+    for index, (site, masks) in chosen.items():
+        left = len(masks) - len(of_layer(run.rows, index))
+        if left and len(masks) < s.n_subsets:
+            warn(f"{site.name}: {len(masks)} different subsets were found, {s.n_subsets} were asked for")
+        if left:
+            measure(s, run, Subject(model, data, other[:CALIBRATION]), index, site, masks, stop)
+    finish(s, run, data, full, chosen)
 
 
 def limited(s: Evaluation, data: ImageSet) -> ImageSet:
@@ -203,28 +217,18 @@ def of_layer(rows: list[Row], index: int) -> list[Row]:
 
 
 def measure(
-    s: Evaluation,
-    run: RunFolder,
-    model: SteppedModel,
-    data: ImageSet,
-    index: int,
-    masks: Tensor,
-    stop: StopFlag,
+    s: Evaluation, run: RunFolder, subject: Subject, index: int, site: Site, masks: Tensor, stop: StopFlag
 ) -> None:
     """Log a row per subset. Predictions reach the disk before the rows that follow from them."""
-    site = model.site(f"conv{index + 1}")
-    if len(masks) < s.n_subsets:
-        warn(f"{site.name}: {len(masks)} different subsets were found, {s.n_subsets} were asked for")
+    model, data = subject.model, subject.data
     ablation = Ablation(site.name, masks, fill_value(model, site.name, s.ablation, data))
-    blocks = Blocks(run.path, index)
-    with progress(f"{s.model} {site.name}", len(data), min(blocks.images, len(data))) as advance:
+    blocks, logged = Blocks(run.path, index), len(of_layer(run.rows, index))
+    with progress(f"{s.model} {site.name}", len(data), blocks.images) as advance:
         rows = information_left(
-            model, data, ablation, precision=s.precision, memory=int(s.memory * 2**30), kept=blocks, stop=stop,
-            advance=advance,
+            model, data, ablation, precision=s.precision, calibration=subject.calibration, memory=int(s.memory * 2**30),
+            kept=blocks, stop=stop, advance=advance,
         )  # fmt: skip
-        for row in islice(rows, len(of_layer(run.rows, index)), None):
+        for row in islice(rows, logged, None):
             run.log(kind="subset", epoch=s.epoch, layer_idx=index, **row)
-    left = [row["mi_nats"] for row in of_layer(run.rows, index)]
-    say(
-        f"{s.model} {site.name} ({site.weights}): {sum(left) / len(left):.4f} nats left of {run.rows[0]['mi_nats']:.4f}"
-    )
+    left = fmean(row["mi_nats"] for row in of_layer(run.rows, index))
+    say(f"{s.model} {site.name} ({site.weights}): {left:.4f} nats left of {run.rows[0]['mi_nats']:.4f}")

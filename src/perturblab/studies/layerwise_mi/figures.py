@@ -174,32 +174,33 @@ def _kept(run: Result, layer: Layer) -> Curve:
 
 
 def summary(results: Sequence[Result], checkpoint: str) -> Table:
-    """What each architecture loses, mean and population std over seeds, and where most and least."""
-    rows = []
-    for group in groups(results):
-        lost = np.array([[run.baseline - layer.mean for layer in run.layers] for run in group.runs])
-        by_layer = lost.mean(axis=0)
-        n = len(group.runs)
-        ends = [
-            f"{by_layer[i]:.3f} at {group.runs[0].layers[i].index + 1}"
-            for i in (by_layer.argmax(), by_layer.argmin())
-        ]
-        rows.append((
-            _name(group), _mean_and_std([run.baseline for run in group.runs]), _mean_and_std(lost.mean(axis=1)), *ends,
-            "1 (single seed)" if n == 1 else str(n),
-        ))  # fmt: skip
-    columns = ("Architecture", "Intact", "Lost, all layers", "Most lost", "Least lost", "n")
+    """What each architecture keeps and loses, mean and population std over seeds, and where it loses most and least."""
+    columns = ("Architecture", "Intact", "Left", "Lost", "Most lost", "Least lost", "n")
     notes = [
-        "Information in nats; lost: intact minus the mean over random channel subsets of one convolution."
+        "Information in nats. Left: mean over random channel subsets of one convolution, then over all; lost: intact "
+        "minus left; most and least lost: at which convolution, 1 next to the image."
     ]
-    if any("std" in row[1] or "±" in row[1] for row in rows):
+    found = groups(results)
+    if any(len(group.runs) > 1 for group in found):
         notes.append("±: population standard deviation over n seeds (ddof 0).")
     if mark := selected(results):
         notes.append(f"Checkpoints{mark}: the best of their run on the images that are evaluated here.")
-    return Table(f"INFORMATION LEFT AND LOST, {checkpoint} checkpoints", columns, tuple(rows), tuple(notes))
+    rows = tuple(_row(group) for group in found)
+    return Table(f"INFORMATION LEFT AND LOST, {checkpoint} checkpoints", columns, rows, tuple(notes))
 
 
-def _mean_and_std(values: Sequence[float] | np.ndarray) -> str:
-    if len(values) == 1:
-        return f"{values[0]:.3f}"
-    return f"{np.mean(values):.3f} ± {np.std(values):.3f}"
+def _row(group: Group) -> tuple[str, ...]:
+    intact = np.array([run.baseline for run in group.runs])
+    left = np.array([[layer.mean for layer in run.layers] for run in group.runs])
+    lost = intact[:, None] - left
+    places = (lost.mean(axis=0).argmax(), lost.mean(axis=0).argmin())
+    ends = [f"{lost.mean(axis=0)[i]:.3f} at {group.runs[0].layers[i].index + 1}" for i in places]
+    n = "1 (single seed)" if len(group.runs) == 1 else str(len(group.runs))
+    numbers = [_mean_and_std(values) for values in (intact, left.mean(axis=1), lost.mean(axis=1))]
+    return (_name(group), *numbers, *(ends if np.isfinite(lost).all() else "--"), n)
+
+
+def _mean_and_std(values: np.ndarray) -> str:
+    if not np.isfinite(values).all():
+        return "-"
+    return f"{values[0]:.3f}" if len(values) == 1 else f"{values.mean():.3f} ± {values.std():.3f}"

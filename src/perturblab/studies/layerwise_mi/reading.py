@@ -18,6 +18,7 @@ from perturblab.terminal import UserError
 
 SETTINGS = (
     "script", "dataset", "mi_split", "n_images", "n_subsets", "ablation", "normalize", "width", "precision", "selected_on",
+    "layers",
 )  # fmt: skip
 MAKES_THEM = "`perturblab layerwise-mi evaluate --model vgg11` makes one"
 
@@ -88,6 +89,7 @@ def groups(results: Sequence[Result]) -> list[Group]:
 def _result(path: Path, seed: str | None, model: str, entry: Entry) -> Result:
     """``seed`` is that of the file's name; without one it is the entry's, or 0."""
     settings = {key: entry.get(key) for key in SETTINGS}
+    settings["layers"] = " ".join(str(one["layer_idx"]) for one in entry["layers"])
     settings["script"] = "perturblab" if "run_id" in entry else "original"
     given = int(seed) if seed is not None else entry.get("seed", 0)
     baseline = entry.get("baseline_mi_nats")
