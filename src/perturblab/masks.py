@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,11 +39,11 @@ def unique_subsets(n_masks: int, width: int, low: int, high: int, generator: tor
     bool ``[n width]``. The law of layerwise-mi removes 1..width, so it keeps ``low=0, high=width-1``. A subset that
     came before is drawn again, ``ATTEMPTS`` times ``n_masks`` draws at most: then ``n`` is less than ``n_masks``.
     """
-    found: dict[bytes, Tensor] = {}
+    found = torch.empty(0, width, dtype=torch.bool)
     for _ in range(ATTEMPTS):
-        drawn = subsets(keep_sizes(n_masks, low, high, generator), width, generator)
-        for mask in drawn:
-            found.setdefault(mask.numpy().tobytes(), mask)
-        if len(found) >= n_masks:
+        drawn = torch.cat([found, subsets(keep_sizes(n_masks, low, high, generator), width, generator)])
+        _, first = np.unique(np.packbits(drawn.numpy(), axis=1), axis=0, return_index=True)
+        found = drawn[torch.from_numpy(first).sort().values][:n_masks]
+        if len(found) == n_masks:
             break
-    return torch.stack(list(found.values())[:n_masks])
+    return found

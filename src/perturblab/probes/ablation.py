@@ -16,7 +16,7 @@ from perturblab.probes.passes import Ablation
 from perturblab.probes.predictions import MEMORY, ablated_predictions
 from perturblab.runs import Row
 from perturblab.signals import StopFlag
-from perturblab.sites import SteppedModel, activation_of, evaluating
+from perturblab.sites import At, SteppedModel, activation_of, evaluating
 
 Fill = Literal["weight", "zero", "mean"]
 
@@ -70,19 +70,31 @@ def fill_value(
 ) -> Tensor | float:
     """What an ablated channel (or unit) becomes: a number, or a float32 tensor ``[width]``.
 
-    ``weight``: what zeroing the weights that make it would leave (its bias, gone through BatchNorm and ReLU);
-    ``zero``; ``mean``: its mean over ``data`` and positions. Raises ValueError where the site has no such value.
+    ``weight``: what zeroing the weights that make it would leave (its bias, gone through BatchNorm and ReLU; in a
+    foreign model the bias); ``zero``; ``mean``: its mean over ``data`` and positions (and uses, where a foreign module
+    is used twice). Raises ValueError where the site has no such value.
     """
     if how == "zero":
         return 0.0
     with evaluating(model if isinstance(model, SteppedModel) else model.model):
-        if how == "weight":
-            return model.weight_fill(site)
-        if data is None or isinstance(model, Hooked):
-            raise ValueError("the mean is taken over images, of a site of a stepped model")
-        here, sums, n = model.position(site), [], 0
-        for images, _ in batches(data):
-            activation = activation_of(model.run(images, stop=here)).transpose(0, 1).flatten(1)
-            sums.append(activation.double().sum(1))
-            n += activation.shape[1]
-        return (torch.stack(sums).sum(0) / n).float()
+        return model.weight_fill(site) if how == "weight" else _mean(model, site, data)
+
+
+def _mean(model: SteppedModel | Hooked, site: str, data: ImageSet | None) -> Tensor:
+    if not data:
+        raise ValueError("a mean needs images to be taken over")
+    sums, n = [], 0
+
+    def add(activation: Tensor) -> Tensor:
+        nonlocal n
+        by_channel = activation.transpose(0, 1).flatten(1)
+        sums.append(by_channel.double().sum(1))
+        n += by_channel.shape[1]
+        return activation
+
+    for images, _ in batches(data):
+        if isinstance(model, Hooked):
+            model(images, At(site, add))
+        else:
+            add(activation_of(model.run(images, stop=model.position(site))))
+    return (torch.stack(sums).sum(0) / n).float()

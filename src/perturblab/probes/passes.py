@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from perturblab.hardware import autocast
 from perturblab.hooked import Hooked
 from perturblab.probes.partial import PartialProducts, begins_with_convolution
-from perturblab.sites import SteppedModel, activation_of, fill, rows_of, with_activation
+from perturblab.sites import At, SteppedModel, activation_of, rows_of, with_activation
 
 PASS = 2**23  # activations of the widest layer in one pass: 32 MB of float32, 128 rows of a VGG16
 FEW = 8  # masks for which partial products do not pay
@@ -30,7 +30,7 @@ class Ablation:
     """``keep_masks`` (True = kept) of the activation at ``site``; what they do not keep becomes ``value``.
 
     ``keep_masks`` bool ``[m width]`` for channels and units, ``[m c h w]`` for elements; ``value`` a number, ``[width]``
-    or, for elements, ``[c h w]``.
+    or, for elements, ``[c h w]`` too.
     """
 
     site: str
@@ -39,22 +39,28 @@ class Ablation:
 
     def under(self, masks: Tensor, activation: Tensor) -> Tensor:
         """``activation`` ``[... c h w]`` under ``masks`` ``[... c]`` or ``[... c h w]``, leading dimensions broadcast."""
-        places = (..., *[None] * (activation.dim() - masks.dim()))
-        value = self.value
+        missing, value = activation.dim() - masks.dim(), self.value
         if isinstance(value, Tensor):
-            value = value.to(activation)[places if value.dim() == 1 else ...]
-        return torch.where(masks[places], activation, value)
+            places = missing + self.keep_masks.dim() - 1 - value.dim()
+            value = value.to(activation)[(..., *[None] * places)]
+        return torch.where(masks[(..., *[None] * missing)], activation, value)
 
     def each(self, masks: Tensor, activation: Tensor) -> Tensor:
         """``[b ...]`` under each of the masks: ``[m*b ...]``, mask-major."""
         return self.under(masks[:, None], activation[None]).flatten(0, 1)
 
     def check(self, shape: tuple[int, ...]) -> None:
-        """ValueError where the masks are not made for an activation of this shape."""
-        if self.keep_masks.dtype != torch.bool or self.keep_masks.shape[1:] not in (shape, shape[:1]):
+        """ValueError where masks or value are not made for an activation of this shape."""
+        masks, value = self.keep_masks, self.value
+        if masks.dtype != torch.bool or masks.shape[1:] not in (shape, shape[:1]):
             raise ValueError(
                 f"masks of site '{self.site}' must be bool [m {shape[0]}] or [m {' '.join(map(str, shape))}], "
-                f"not {self.keep_masks.dtype} {list(self.keep_masks.shape)}"
+                f"not {masks.dtype} {list(masks.shape)}"
+            )
+        if isinstance(value, Tensor) and value.shape not in ((), shape[:1], masks.shape[1:]):
+            raise ValueError(
+                f"the value of site '{self.site}' must be a number or one for each of {shape[0]}, "
+                f"not {list(value.shape)}"
             )
 
 
@@ -119,7 +125,7 @@ class SharedPasses:
                 masks = self.masks[mask : mask + masks_at_once]
                 with autocast(precision, masks.device):
                     logits = self.module.run(with_activation(part, under(masks)), start=start)
-                yield mask, image, logits.float().view(len(masks), -1, logits.shape[-1])
+                yield mask, image, _full(logits).view(len(masks), -1, logits.shape[-1])
 
     def pairs(self, state: Any, masks: Tensor, images: Tensor) -> Tensor:
         logits = []
@@ -136,7 +142,7 @@ class SharedPasses:
         following = self._steps[self._start]
         if not (self._by_channel and len(self.masks) >= FEW and begins_with_convolution(following)):
             return None
-        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        dtype = torch.bfloat16 if precision == "bf16" else activation.dtype
         partial = PartialProducts(following, self.ablation.value, activation.shape[1:], dtype)
         return partial if partial.bytes_per_image <= self._memory // 4 else None
 
@@ -154,11 +160,25 @@ class HookedPasses:
         return images
 
     def logits(self, state: Tensor, precision: str) -> Iterator[tuple[int, int, Tensor]]:
-        for number, mask in enumerate(self.masks):
+        for number in range(len(self.masks)):
             with autocast(precision, state.device):
-                logits = self._hooked(state, fill(self._ablation.site, mask, self._ablation.value))
-            yield number, 0, logits.float()[None]
+                logits = self._hooked(state, self._tap(self.masks[number : number + 1]))
+            yield number, 0, _full(logits)[None]
 
     def pairs(self, state: Tensor, masks: Tensor, images: Tensor) -> Tensor:
-        tap = fill(self._ablation.site, self.masks[masks], self._ablation.value)
-        return self._hooked(state[images], tap)
+        return self._hooked(state[images], self._tap(self.masks[masks]))
+
+    def _tap(self, masks: Tensor) -> At:
+        """For as many masks as images, or one."""
+
+        def change(activation: Tensor) -> Tensor:
+            self._ablation.check(
+                tuple(activation.shape[1:])
+            )  # only the activation tells a foreign site's shape
+            return self._ablation.under(masks, activation)
+
+        return At(self._ablation.site, change)
+
+
+def _full(logits: Tensor) -> Tensor:
+    return logits.float() if logits.dtype == torch.bfloat16 else logits
