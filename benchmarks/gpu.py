@@ -2,6 +2,7 @@
 
     python benchmarks/gpu.py [--dataset parquet:data/cifar10-jpeg] [--json]      under 10 minutes, random images by default
     python benchmarks/gpu.py --full --dataset cifar10                            and one run of 200 epochs: its test accuracy
+    python benchmarks/gpu.py --probes                                            layer-wise masking instead of training
     python benchmarks/gpu.py --device cpu --tiny                                 only tries the code
 
 An epoch is the real one: ``fit`` in a run folder, batch 128, crop and flip, bf16, then clean train accuracy and test
@@ -32,11 +33,18 @@ from perturblab.augment import crop_flip
 from perturblab.datasets import NORMALISATION, load
 from perturblab.files import read_json
 from perturblab.images import ImageSet, ShuffledSource
+from perturblab.masks import unique_subsets
+from perturblab.models import VGG
+from perturblab.probes.ablation import fill_value
+from perturblab.probes.passes import Ablation
+from perturblab.probes.predictions import ablated_predictions
 from perturblab.runs import run_folder
+from perturblab.streams import seeded, stream
 from perturblab.studies.masked_loss import ARCHITECTURES, Train
 from perturblab.studies.masked_loss.run import build, measure, objective, recipe
 from perturblab.studies.masked_loss.run import train as whole_run
 from perturblab.train import fit
+from probes import train_briefly
 
 SEEDS, EPOCHS, AIM_HOURS = 3, 200, 1  # the document's suite of 24 runs, and how long it may take
 MODES = ("baseline", "masked")
@@ -205,6 +213,42 @@ def full_run(cell: Cell, given: argparse.Namespace) -> Figure:
     return Figure(f"{cell.name}, {s.epochs} epochs on {given.dataset}", "% test accuracy", 1, value=accuracy)
 
 
+# ---- probes ----------------------------------------------------------------------------------------------------------
+
+
+def probes(given: argparse.Namespace) -> Iterator[Figure]:
+    """All layers x 100 subsets of channels x the test images, in float32 (TF32 off) and in bf16, which must agree."""
+    train_set, test_set = images(given)
+    hardware.set_up("fp32", 0)
+    subsets, aim = (3, "") if given.tiny else (100, "; aim 30 for VGG16")
+    for arch in given.architectures:
+        with seeded(0, "init"):
+            model = VGG(arch, width=0.05 if given.tiny else 1.0).to(given.device)
+        train_briefly(model, train_set, 2 if given.tiny else 200)
+        name = f"{arch}, all layers x {subsets} subsets x {len(test_set)} images"
+        predicted = {}
+        for precision in ("fp32", "bf16"):
+            began = time.perf_counter()
+            predicted[precision] = every_layer(model, train_set, test_set, subsets, precision)
+            yield Figure(f"{name}, {precision}", f"s{aim}", 1, value=time.perf_counter() - began)
+        different = int((predicted["fp32"] != predicted["bf16"]).sum())
+        unit = f"of {predicted['fp32'].numel()} predictions"
+        yield Figure(f"{name}: bf16 other than fp32", unit, 1, value=different)
+
+
+def every_layer(
+    model: VGG, train_set: ImageSet, test_set: ImageSet, subsets: int, precision: str
+) -> torch.Tensor:
+    predicted = []
+    for site in (site for site in model.sites() if site.weights.startswith("features")):
+        masks = unique_subsets(subsets, site.width, 0, site.width - 1, stream(0, "benchmark", site.name))
+        ablation = Ablation(site.name, masks, fill_value(model, site.name, "weight"))
+        predicted.append(
+            ablated_predictions(model, test_set, ablation, precision=precision, calibration=train_set[:256])
+        )
+    return torch.stack(predicted)
+
+
 def arguments() -> argparse.Namespace:
     made = parser(__doc__ or "")
     made.add_argument("--dataset", help="name of a data set for load(); default: random images")
@@ -215,6 +259,7 @@ def arguments() -> argparse.Namespace:
     made.add_argument("--epochs", type=int, default=2, help="epochs measured after the first")
     made.add_argument("--together", type=int, default=4, help="runs at a time on one card")
     made.add_argument("--minutes", type=float, default=8, help="after these nothing new is begun")
+    made.add_argument("--probes", action="store_true", help="time layer-wise masking instead of training")
     made.add_argument("--full", action="store_true", help="also one whole run of the first architecture")
     made.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     made.add_argument("--tiny", action="store_true", help="a narrow network and few images, to try the code")
@@ -236,7 +281,7 @@ def main() -> None:
     if given.worker:
         work(given)
     else:
-        show(Bench(given).figures(), given.json)
+        show(probes(given) if given.probes else Bench(given).figures(), given.json)
 
 
 if __name__ == "__main__":

@@ -44,6 +44,17 @@ def test_the_dry_mode_measures_every_figure_on_a_cpu(
     assert all(figure["value"] > 0 for figure in figures.values())
 
 
+def test_the_probes_are_measured_in_both_precisions_and_agree(
+    gpu: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(gpu, "--device cpu --tiny --probes --architectures vgg11 --json")
+    seconds, in_bf16, different = map(json.loads, capsys.readouterr().out.splitlines())
+    assert seconds["value"] > 0
+    assert in_bf16["value"] > 0
+    assert different["unit"] == "of 1536 predictions"
+    assert different["value"] == 0
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_without_a_cuda_device_it_says_so_in_one_line_and_exits_2(
     gpu: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -21,6 +21,7 @@ from perturblab.probes.partial import PartialProducts, begins_with_convolution
 from perturblab.sites import At, SteppedModel, activation_of, rows_of, with_activation
 
 PASS = 2**23  # activations of the widest layer in one pass: 32 MB of float32, 128 rows of a VGG16
+PASS_OF_A_GPU = 2**27  # which wants thousands of rows at a time; --memory bounds it further
 FEW = 8  # masks for which partial products do not pay
 IMAGES = 500  # at once, before the site
 
@@ -98,7 +99,8 @@ class SharedPasses:
         self.masks = ablation.keep_masks.to(next(model.parameters()).device)
         sizes = [math.prod(s.shape) for s in sites]
         self.images = max(1, min(IMAGES, memory // (16 * max(sizes))))  # 4 bytes, and room for 4 such maps
-        self._rows = max(1, min(PASS, memory // 16) // max(sizes[sites.index(site) :]))
+        largest = PASS if self.masks.device.type == "cpu" else PASS_OF_A_GPU
+        self._rows = max(1, min(largest, memory // 16) // max(sizes[sites.index(site) :]))
         self._steps = [step for _, step in model.steps()]
         self._start = model.position(ablation.site)
         while self._by_channel and isinstance(self._steps[self._start], nn.MaxPool2d):
