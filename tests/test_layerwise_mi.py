@@ -11,7 +11,9 @@ from torch import nn
 from commandline import called, parsed, refusal
 from layerwise import WIDTH, does, rows, train_words, write_images
 from perturblab.runs import RunFolder
+from perturblab.settings import is_where
 from perturblab.studies.layerwise_mi import Evaluate, Train, Visualize, best
+from perturblab.studies.layerwise_mi.run import recipe
 from plain_networks import PlainVGG
 
 # Document 002, with `python train.py` as `perturblab layerwise-mi train`; then its tables of options.
@@ -56,6 +58,20 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def done(images: Path) -> Path:
+    """The folder of a run that is done."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(images.parent)
+        does(train_words(images))
+    return images.parent
+
+
+@pytest.fixture
+def in_done(done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(done)
+
+
 def checkpoint(name: str) -> dict:
     return torch.load(Path("checkpoints") / name, weights_only=True)
 
@@ -82,8 +98,7 @@ def accuracy(weights: dict[str, torch.Tensor], npz: Path, split: str) -> float:
     return 100 * float(right.double().mean())
 
 
-def test_both_checkpoints_have_the_documented_names_and_keys_and_tell_the_truth(here, images) -> None:
-    does(train_words(images))
+def test_both_checkpoints_have_the_documented_names_and_keys_and_tell_the_truth(in_done, images) -> None:
     assert sorted(p.name for p in Path("checkpoints").iterdir()) == ["vgg9_best.pth", "vgg9_final.pth"]
     found = rows()
     chosen = max(found, key=lambda row: row["test_acc"])
@@ -99,8 +114,7 @@ def test_both_checkpoints_have_the_documented_names_and_keys_and_tell_the_truth(
     assert checkpoint("vgg9_final.pth")["selected_on"] == ""
 
 
-def test_the_optimizer_in_a_checkpoint_goes_on_where_it_stopped(here, images) -> None:
-    does(train_words(images))
+def test_the_optimizer_in_a_checkpoint_goes_on_where_it_stopped(in_done) -> None:
     model = nn.ParameterList(PlainVGG("vgg9", WIDTH, "fc512x2", classes=4).parameters())
     for name in ("best", "final"):
         sgd = torch.optim.SGD(model, lr=1)
@@ -111,8 +125,7 @@ def test_the_optimizer_in_a_checkpoint_goes_on_where_it_stopped(here, images) ->
     assert checkpoint("vgg9_best.pth")["epoch"] < 3  # or both would be one state
 
 
-def test_the_rate_is_that_of_torchs_cosine_annealing(here, images) -> None:
-    does(train_words(images))
+def test_the_rate_is_that_of_torchs_cosine_annealing(in_done) -> None:
     sgd = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.05)
     annealing = torch.optim.lr_scheduler.CosineAnnealingLR(sgd, T_max=3)
     for row in rows():
@@ -260,3 +273,49 @@ def test_a_seed_that_is_true_in_a_file_is_a_slip(here) -> None:
     code, _, errors = called("layerwise-mi", "train", "--config", "s.yaml")
     assert (code, errors.count("\n")) == (2, 1)
     assert "--seed True is refused" in errors
+
+
+# ---- every flag acts ------------------------------------------------------------------------------------------------------
+
+BASE = ("--epochs", "2", "--target-acc", "1")
+COMPUTES = {
+    "model": "vgg11", "seed": "1", "epochs": "1", "batch_size": "20", "lr": "0.01", "target_acc": "99", "stop_at_target": "true",
+    "select_on": "val", "momentum": "0.5", "weight_decay": "0.1", "dataset": "other", "normalize": "data", "augment": "none",
+    "width": "0.05", "clean_every": "2", "precision": "bf16",
+}  # fmt: skip
+WHERE = {
+    "device": "cpu", "threads": "1", "runs_dir": "./perturblab_runs", "data_dir": "d", "num_workers": "1",
+    "checkpoint_dir": "./checkpoints", "checkpoint_every": "0",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def base(images: Path) -> list[dict]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(images.parent)
+        does(train_words(images, *BASE, "--runs_dir", "base", "--checkpoint_dir", "base"))
+        return rows(runs="base")
+
+
+@pytest.mark.parametrize("field", COMPUTES)
+def test_a_flag_changes_what_is_computed(here, images, base, field) -> None:
+    value = f"npz:{write_images(here / 'other.npz', seed=1)}" if field == "dataset" else COMPUTES[field]
+    does(train_words(images, *BASE, f"--{field}", value))
+    assert rows() != base
+
+
+@pytest.mark.parametrize("field", WHERE)
+def test_a_flag_that_says_where_changes_no_number(here, images, base, field) -> None:
+    does(train_words(images, *BASE, f"--{field}", WHERE[field]))
+    assert rows() == base
+
+
+def test_every_flag_of_train_is_walked_by_these_tests() -> None:
+    where = {name for name, info in Train.model_fields.items() if is_where(info)}
+    assert WHERE.keys() == where
+    assert COMPUTES.keys() | {"compile"} == Train.model_fields.keys() - where
+
+
+def test_compile_reaches_the_recipe() -> None:
+    sgd = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1)
+    assert recipe(Train(model="vgg9", compile=True), sgd).compile

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from commandline import COMMANDS
 from perturblab.cli import list_flags, spread_lists
 from perturblab.cli import perturblab as program
 
@@ -57,9 +58,7 @@ def test_a_line_that_needs_a_download_or_a_gpu_parses(line: str) -> None:
     command = group.commands[words[1]]  # type: ignore[union-attr]
     context = command.make_context(words[1], spread_lists(words, list_flags(words))[2:])
     given = {name: value for name, value in context.params.items() if value not in (None, ())}
-    from perturblab.studies.masked_loss import COMMANDS
-
-    assert COMMANDS[words[1]].settings.parse(given)
+    assert COMMANDS[" ".join(words[:2])].settings.parse(given)
 
 
 @pytest.mark.slow
@@ -70,6 +69,16 @@ def test_the_lines_on_digits_run_one_after_another_and_draw_the_documented_plots
     printed = run("perturblab masked-loss visualize", tmp_path)
     assert "SUMMARY OF FINAL RESULTS" in printed
     for name in ("generalization_gap", "test_accuracy", "loss_curves_vgg11", "lambda_schedule", "robustness"):
+        assert (tmp_path / "plots" / f"{name}.png").exists()
+
+
+@pytest.mark.slow
+def test_the_lines_of_layerwise_mi_on_digits_run_one_after_another_and_draw_its_plots(tmp_path: Path) -> None:
+    for line in lines("perturblab layerwise-mi"):
+        if "digits" in line:
+            run(line, tmp_path)
+    assert "INFORMATION LEFT AND LOST" in run("perturblab layerwise-mi visualize", tmp_path)
+    for name in ("mi_progression", "mi_vs_kept"):
         assert (tmp_path / "plots" / f"{name}.png").exists()
 
 
