@@ -78,9 +78,16 @@ def table(folder: Path, **settings: Any) -> str:
     return as_text(summary(read_results(Visualize(results_dir=str(folder), **settings)), "best"), 200)
 
 
-def test_the_pictures_have_the_documented_names_and_the_numbers_of_the_files(tmp_path) -> None:
-    put(tmp_path, newer("vgg11"))
-    found = drawn(tmp_path)
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, str]]]:
+    """The numbers behind the pictures of a single network."""
+    folder = tmp_path_factory.mktemp("one")
+    put(folder, newer("vgg11"))
+    return drawn(folder)
+
+
+def test_the_pictures_have_the_documented_names_and_the_numbers_of_the_files(one) -> None:
+    found = one
     assert list(found) == ["mi_progression.png", "mi_vs_kept.png"]
     rows = found["mi_progression.png"]
     assert [(r["layer_idx"], r["layer_name"]) for r in rows] == [
@@ -94,13 +101,12 @@ def test_the_pictures_have_the_documented_names_and_the_numbers_of_the_files(tmp
 
 
 def test_information_against_the_fraction_kept_is_the_mean_of_each_tenth_and_ends_at_the_intact_network(
-    tmp_path,
+    one,
 ) -> None:
-    put(tmp_path, newer("vgg11"))
-    rows = [row for row in drawn(tmp_path)["mi_vs_kept.png"] if row["line"] == "1"]
+    rows = [row for row in one["mi_vs_kept.png"] if row["line"] == "1"]
     assert [float(row["x"]) for row in rows] == pytest.approx([0.05, 0.25, 0.75, 0.95, 1.0])
     assert [float(row["mean"]) for row in rows] == pytest.approx([0.0, 1.0, 2.0, 2.0, 2.0])
-    assert {row["line"] for row in drawn(tmp_path)["mi_vs_kept.png"]} == {"1", "2", "3"}
+    assert {row["line"] for row in one["mi_vs_kept.png"]} == {"1", "2", "3"}
 
 
 def test_seeds_are_averaged_and_told_with_their_spread(tmp_path) -> None:
@@ -137,10 +143,6 @@ def test_runs_of_unequal_settings_are_not_averaged(tmp_path, capsys) -> None:
         "warning: vgg11: the runs differ in ablation: weight, zero; they are kept apart"
         in capsys.readouterr().err
     )
-    assert {row["variant"] for row in drawn(tmp_path)["mi_progression.png"]} == {
-        "ablation=weight",
-        "ablation=zero",
-    }
 
 
 def test_runs_of_other_layers_are_kept_apart(tmp_path) -> None:
@@ -150,7 +152,6 @@ def test_runs_of_other_layers_are_kept_apart(tmp_path) -> None:
     text = table(tmp_path)
     assert "vgg11 (layers=0 1 2)" in text
     assert "vgg11 (layers=1 2)" in text
-    assert len(drawn(tmp_path)["mi_progression.png"]) == 5
 
 
 @pytest.mark.parametrize(("change", "marked"), [
@@ -171,7 +172,7 @@ def test_results_of_the_original_scripts_are_drawn_as_far_as_they_go(tmp_path, c
 
 
 def test_equal_results_give_equal_bytes(tmp_path) -> None:
-    three_seeds(tmp_path)
+    put(tmp_path, original("vgg11"))
     drawn(tmp_path)
     first = {path.name: path.read_bytes() for path in (tmp_path / "plots").iterdir()}
     drawn(tmp_path)
