@@ -21,6 +21,7 @@ from perturblab.probes.partial import PartialProducts
 from perturblab.probes.passes import FEW, Ablation, SharedPasses
 from perturblab.sites import Layers, Site, SteppedModel, evaluating
 from perturblab.streams import seeded, stream
+from probing import randomised, some_masks
 
 NARROW = 0.0625
 GIBIBYTE = 2**30
@@ -45,21 +46,6 @@ def quick() -> Iterator[None]:
         yield
 
 
-def randomised(model: nn.Module) -> nn.Module:
-    """BatchNorm and biases that are not those of the start, so that removed channels leave something behind."""
-    with torch.no_grad():
-        for layer in model.modules():
-            if isinstance(layer, nn.BatchNorm2d):
-                layer.weight.uniform_(-1.5, 1.5)
-                layer.running_mean.uniform_(-0.5, 0.5)
-                layer.running_var.uniform_(0.5, 2)
-            if isinstance(layer, nn.Linear):
-                nn.init.kaiming_normal_(layer.weight)
-            if isinstance(getattr(layer, "bias", None), Tensor):
-                layer.bias.normal_(0, 0.5)
-    return model.eval()
-
-
 def network(name: str) -> SteppedModel:
     with seeded(0, "init"):
         return randomised(NETWORKS[name]().double())
@@ -78,13 +64,6 @@ def vgg() -> SteppedModel:
 def images_for(model: SteppedModel, n: int = 3) -> Tensor:
     channels, size = (1, 28) if type(model).__name__ == "CNN2" else (3, 32)
     return torch.randn(n, channels, size, size, generator=stream(0, "images")).double()
-
-
-def some_masks(n: int, *shape: int) -> Tensor:
-    """Nothing kept, all kept, then half."""
-    masks = torch.rand(n, *shape, generator=stream(0, "masks")) < 0.5
-    masks[0], masks[1:2] = False, True
-    return masks
 
 
 def values(width: int) -> Tensor:

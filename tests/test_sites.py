@@ -8,9 +8,7 @@ import random
 import numpy as np
 import pytest
 import torch
-import torchvision
 from torch import Tensor, nn
-from torch.nn.functional import relu
 
 from perturblab.hooked import Hooked
 from perturblab.images import ImageSet
@@ -334,88 +332,3 @@ def test_a_deep_copy_runs_its_own_weights(model: VGG, images: Tensor) -> None:
     assert torch.equal(model(images), original)
     assert not torch.equal(twin(images), original)
     assert torch.equal(twin(images), plain_forward(twin, images))
-
-
-# ---- models that are not ours --------------------------------------------------------------------------------------
-
-
-class Twice(nn.Module):
-    """One layer, used twice, with an in-place change after it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(4, 4)
-        self.out = nn.Linear(4, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.out(relu(self.layer(relu(self.layer(x), inplace=True)), inplace=True))
-
-
-@pytest.fixture
-def resnet() -> nn.Module:
-    with seeded(0, "init"):
-        return torchvision.models.resnet18(weights=None, num_classes=5).eval()
-
-
-def hook_counts(model: nn.Module) -> list[int]:
-    return [len(module._forward_hooks) for module in model.modules()]
-
-
-def test_a_torchvision_model_under_a_tap_equals_the_same_by_hand(resnet: nn.Module) -> None:
-    images = torch.randn(2, 3, 32, 32, generator=stream(0, "images"))
-    mask = some_masks(1, 64)[0]
-    r = resnet
-    with torch.no_grad():
-        x = r.maxpool(r.relu(r.bn1(r.conv1(images))))
-        x = r.layer1(x) * mask.view(1, -1, 1, 1)
-        by_hand = r.fc(r.avgpool(r.layer4(r.layer3(r.layer2(x)))).flatten(1))
-        hooked = Hooked(resnet, {"block1": "layer1"})
-        assert torch.equal(hooked(images, keep("block1", mask)), by_hand)
-        assert torch.equal(hooked(images, keep("layer1", mask)), by_hand)
-        assert torch.equal(hooked(images), resnet(images))
-        assert not torch.equal(by_hand, resnet(images))
-
-
-def test_what_is_recorded_is_not_changed_by_an_in_place_layer_behind_the_site(resnet: nn.Module) -> None:
-    images = torch.randn(2, 3, 32, 32, generator=stream(0, "images"))
-    seen: dict[str, Tensor] = {}
-    with torch.no_grad():
-        Hooked(resnet, {"norm": "bn1"})(images, record(seen))
-        assert torch.equal(seen["norm"], resnet.bn1(resnet.conv1(images)))
-    assert (seen["norm"] < 0).any()
-
-
-def test_a_module_that_is_used_twice_is_tapped_at_each_use() -> None:
-    with seeded(0, "init"):
-        model = Twice()
-    x, mask = torch.randn(3, 4, generator=stream(0, "x")), torch.tensor([True, False, True, False])
-    seen: list[Tensor] = []
-
-    def tap(site: Site, activation: Tensor) -> Tensor:
-        seen.append(activation.clone())
-        return activation * mask
-
-    hooked = Hooked(model, {"layer": "layer"})(x, tap)
-    first = model.layer(x)
-    second = model.layer(relu(first * mask))
-    assert [torch.equal(a, b) for a, b in zip(seen, (first, second), strict=True)] == [True, True]
-    assert torch.equal(hooked, model.out(relu(second * mask)))
-
-
-def test_no_hook_is_left_after_a_pass_or_an_exception(resnet: nn.Module) -> None:
-    images, before = torch.randn(1, 3, 32, 32), hook_counts(resnet)
-    hooked = Hooked(resnet, {"a": "layer1", "b": "layer2.0.conv1"})
-    hooked(images, record({}))
-    assert hook_counts(resnet) == before
-
-    def boom(site: Site, activation: Tensor) -> Tensor:
-        raise RuntimeError("boom")
-
-    with pytest.raises(RuntimeError, match="boom"):
-        hooked(images, boom)
-    assert hook_counts(resnet) == before
-
-
-def test_a_module_that_does_not_exist_names_the_nearest(resnet: nn.Module) -> None:
-    with pytest.raises(ValueError, match=r"no module 'layer1\.0\.conv3'; did you mean 'layer1\.0\.conv"):
-        Hooked(resnet, {"a": "layer1.0.conv3"})

@@ -58,6 +58,8 @@ class Hooked:
         path, module = next(
             (entry for site, entry in self._modules.items() if name in (site, entry[0])), (name, None)
         )
+        if module is None:
+            raise ValueError(f"no site '{name}'{nearest(name, self._modules)}")
         if not isinstance(module, nn.Conv2d | nn.Linear):
             raise ValueError(f"'{path}' is neither a convolution nor linear: fill it with zero or the mean")
         return constant_of(module).flatten()
