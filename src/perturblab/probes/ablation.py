@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, MutableMapping
+from itertools import count
 from typing import Literal
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from perturblab.hooked import Hooked
 from perturblab.images import ImageSet
-from perturblab.information import contingency, miller_madow, mutual_information
+from perturblab.information import accuracy, contingency, miller_madow, mutual_information
 from perturblab.measure import batches
 from perturblab.probes.passes import Ablation
 from perturblab.probes.predictions import MEMORY, ablated_predictions
@@ -19,6 +20,8 @@ from perturblab.signals import StopFlag
 from perturblab.sites import At, SteppedModel, activation_of, evaluating
 
 Fill = Literal["weight", "zero", "mean"]
+
+CELLS = 2**20  # of contingency tables at a time, 8 MB
 
 
 def information_left(
@@ -49,20 +52,19 @@ def information_left(
         stop=stop,
         advance=advance,
     )
-    tables = contingency(data.labels.cpu(), predicted, len(data.classes))
-    sizes = ablation.keep_masks.flatten(1).sum(1)
-    hits = tables.diagonal(dim1=1, dim2=2).sum(1)
-    columns = (sizes, mutual_information(tables), miller_madow(tables), hits / len(data))
-    for number, (size, mi, corrected, accuracy) in enumerate(
-        zip(*(c.tolist() for c in columns), strict=True)
-    ):
-        yield {
-            "subset": number,
-            "keep_size": size,
-            "mi_nats": mi,
-            "mi_mm_nats": corrected,
-            "accuracy": accuracy,
-        }
+    sizes = iter(ablation.keep_masks.flatten(1).sum(1).tolist())
+    number = count()
+    for part in predicted.split(max(1, CELLS // len(data.classes) ** 2)):
+        tables = contingency(data.labels.cpu(), part, len(data.classes))
+        columns = mutual_information(tables), miller_madow(tables), accuracy(tables)
+        for mi, corrected, hits in torch.stack(columns, 1).tolist():
+            yield {
+                "subset": next(number),
+                "keep_size": next(sizes),
+                "mi_nats": mi,
+                "mi_mm_nats": corrected,
+                "accuracy": hits,
+            }
 
 
 def fill_value(
