@@ -58,6 +58,33 @@ def test_a_documented_command_line_means_what_the_document_says(line: str) -> No
     assert parsed("first-layer-mi", *line.split()) == DOCUMENTED[line]
 
 
+PAGES = Path(__file__).parent.parent / "docs"
+
+
+def test_the_commands_on_the_studys_page_parse() -> None:
+    text = (PAGES / "first-layer-mi.md").read_text()
+    found = re.findall(r"^perturblab (first-layer-mi .*?)(?:  +#.*)?$", text, re.MULTILINE)
+    assert len(found) >= 6
+    for line in found:
+        assert parsed(*shlex.split(line))
+
+
+def test_every_documented_flag_and_name_stands_in_the_page_that_maps_them() -> None:
+    text = (PAGES / "from-the-documents.md").read_text().partition("## first-layer-mi")[2]
+    flags = {word for line in DOCUMENTED for word in line.split() if word.startswith("--")}
+    names = {
+        "train_vgg.py",
+        "job_manager.py",
+        "vgg_standard.py",
+        "ChannelMaskingHook",
+        "calculate_mutual_information",
+    }
+    for name in (
+        flags | names | {"generate_random_channel_masks", "_results.npz", "_final.pt", "visualizations/"}
+    ):
+        assert name in text, name
+
+
 def test_the_documented_defaults_are_the_defaults() -> None:
     """The document's values, not the earlier code's 200 epochs and weight decay of 5e-4 (decision 1)."""
     run = Train(arch="vgg9", seed=0)
@@ -110,6 +137,20 @@ def test_a_field_changes_the_id_unless_it_only_says_where(name: str) -> None:
         assert name not in OTHER
     else:
         assert Train.parse({**base, name: OTHER[name]}).id != Train.parse(base).id
+
+
+def test_a_runs_own_command_line_gives_its_settings_again() -> None:
+    run = Train.parse({**OTHER, "suffix": "-x y"})
+    assert parsed(*run.arguments()) == run
+
+
+def test_a_yaml_file_can_hold_the_grid(tmp_path: Path) -> None:
+    (tmp_path / "grid.yaml").write_text(
+        "study: first-layer-mi\nfixed: {epochs: 5, lr: 1e-2}\naxes: {arch: [vgg9], seed: [3, 4]}\n"
+    )
+    assert parsed("first-layer-mi", "jobs", "--config", str(tmp_path / "grid.yaml"), "--epochs", "6") == Jobs(
+        epochs=6, lr=0.01, architectures=("vgg9",), seeds=(3, 4)
+    )
 
 
 def test_auto_augmentation_is_the_one_that_it_stands_for_and_none_is_one_run() -> None:

@@ -83,6 +83,19 @@ def test_the_lines_of_layerwise_mi_on_digits_run_one_after_another_and_draw_its_
 
 
 @pytest.mark.slow
+def test_the_lines_of_first_layer_mi_on_digits_run_one_after_another_and_draw_its_plots(
+    tmp_path: Path,
+) -> None:
+    for line in lines("perturblab first-layer-mi"):
+        if "digits" in line or line.endswith(" jobs"):
+            run(line, tmp_path)
+    assert "FINAL RESULTS" in run("perturblab first-layer-mi visualize", tmp_path)
+    for name in ("mi_diff_vs_gen_gap", "mi_over_epochs", "mi_vs_kept_first_layer"):
+        assert (tmp_path / "plots" / f"{name}.png").exists()
+    assert len(list((tmp_path / "scripts").glob("job_manager_vgg*.sh"))) == 5
+
+
+@pytest.mark.slow
 def test_quickstart_as_the_readme_shows_it_ends_with_a_table_and_a_sentence_on_three_seeds(
     tmp_path: Path,
 ) -> None:

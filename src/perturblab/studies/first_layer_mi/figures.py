@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,12 @@ from perturblab.terminal import say
 
 BINS = 10  # of the fraction kept, at most
 MASKS_PER_BIN = 4  # at least, on average
+
+OVER_EPOCHS = {
+    "MI full": "mi_full_history_nats",
+    "the same, labels permuted": "mi_full_history_null_nats",
+    "MI full − mean MI masked": "mi_history",
+}
 
 Group = Alike[Result]
 
@@ -69,16 +75,11 @@ def _diff_against_gap(groups: Sequence[Group], folder: Path, units: Units, dpi: 
 
 
 def _over_epochs(groups: Sequence[Group], folder: Path, units: Units, dpi: int) -> Path:
-    def panel(title: str, key: str, levels: tuple[tuple[str, float], ...] = ()) -> list[Panel]:
-        lines = _lines(
-            groups, lambda run: (run.epochs, units.of(run.history[key])) if key in run.history else ((), ())
-        )
-        return [Panel(title, lines, levels)] if lines else []
+    def drawn(run: Result, key: str) -> Curve:
+        return (run.epochs, units.of(run.history[key])) if key in run.history else ((), ())
 
-    panels = [
-        *panel("MI full", "mi_full_history_nats", _null(groups, units)),
-        *panel("MI full − mean MI masked", "mi_history"),
-    ]
+    lines = {title: _lines(groups, partial(drawn, key=key)) for title, key in OVER_EPOCHS.items()}
+    panels = [Panel(title, of_groups) for title, of_groups in lines.items() if of_groups]
     axis = Axis("epoch", f"mutual information ({units.name})", whole=True)
     figure = plots.picture(f"Information during training{_images(groups, 'history_n_images')}", panels, axis)
     return plots.save(figure, panels, folder / "mi_over_epochs.png", dpi)
@@ -134,16 +135,6 @@ def _colours(groups: Sequence[Group]) -> dict[str, str]:
 def _name(group: Group) -> str:
     arch = group.runs[0].arch
     return f"{arch} ({group.variant})" if group.variant else arch
-
-
-def _null(groups: Sequence[Group], units: Units) -> tuple[tuple[str, float], ...]:
-    """What the intact networks' predictions read with permuted labels, if all were measured on equally many images."""
-    recorded = [run for group in groups for run in group.runs if "mi_full_history_null_nats" in run.history]
-    sizes = {run.finals.get("history_n_images") for run in recorded}
-    if len(sizes) != 1:
-        return ()
-    highest = max(float(np.nanmax(run.history["mi_full_history_null_nats"])) for run in recorded)
-    return (("permuted labels read", units.of(highest)),) if math.isfinite(highest) else ()
 
 
 def _images(groups: Sequence[Group], key: str) -> str:
