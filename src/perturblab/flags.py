@@ -7,16 +7,9 @@ from typing import Any, Literal
 from perturblab.settings import Settings, flag
 
 
-class Data(Settings):
-    """Which images, and where they are kept."""
+class Loading(Settings):
+    """Where data sets are kept, and how they are read."""
 
-    dataset: str = flag(
-        "cifar10",
-        "cifar10, cifar100, mnist, fashion-mnist, digits, folder:PATH, parquet:PREFIX or npz:PATH.",
-    )
-    normalize: Literal["documented", "data"] = flag(
-        "documented", "Normalisation constants: the document's (colour sets) or computed from train."
-    )
     data_dir: str = flag("./data", "Where data sets are kept.", where=True)
     num_workers: int = flag(
         4,
@@ -25,6 +18,18 @@ class Data(Settings):
         "--workers",
         where=True,
         ge=0,
+    )
+
+
+class Data(Loading):
+    """Which images."""
+
+    dataset: str = flag(
+        "cifar10",
+        "cifar10, cifar100, mnist, fashion-mnist, digits, folder:PATH, parquet:PREFIX or npz:PATH.",
+    )
+    normalize: Literal["documented", "data"] = flag(
+        "documented", "Normalisation constants: the document's (colour sets) or computed from train."
     )
 
 

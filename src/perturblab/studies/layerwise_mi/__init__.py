@@ -17,7 +17,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from perturblab.flags import Fitting, Machine
+from perturblab.flags import Fitting, Loading, Machine
 from perturblab.settings import Command, Settings, flag
 
 Model = Literal["vgg9", "vgg11", "vgg13", "vgg16", "vgg19", "all"]
@@ -91,7 +91,7 @@ class Train(Fitting):
         return {name: stem.with_name(f"{stem.name}_{name}h") for name in ("best.pt", "final.pt")}
 
 
-class Evaluate(Machine):
+class Evaluate(Loading, Machine):
     """Measure the information left under random channel subsets of each convolution of a trained network."""
 
     study = "layerwise-mi"
@@ -134,15 +134,6 @@ class Evaluate(Machine):
         ge=1,
     )
     memory: float = flag(2.0, "GiB that the passes under masks may take.", where=True, gt=0)
-    data_dir: str = flag("./data", "Where data sets are kept.", where=True)
-    num_workers: int = flag(
-        4,
-        "Threads that decode images when a set is first loaded.",
-        "--num_workers",
-        "--workers",
-        where=True,
-        ge=0,
-    )
     checkpoint_dir: str = flag("./checkpoints", "Where best and final are looked for.", where=True)
     results_dir: str = flag("./results", "Where results are exported.", where=True)
 

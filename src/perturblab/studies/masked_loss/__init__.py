@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import field_validator
 
-from perturblab.flags import Fitting, each_once, part_of_a_name
+from perturblab.flags import Fitting, Loading, each_once, part_of_a_name
 from perturblab.settings import Command, Settings, flag
 
 Arch = Literal["vgg11", "vgg13", "vgg16", "vgg19"]
@@ -152,7 +152,7 @@ class Sweep(Training):
             yield Train.parse({**shared, "arch": arch, "mode": mode, "seed": seed})
 
 
-class Evaluate(Settings):
+class Evaluate(Loading):
     """Measure a checkpoint, ours or the original scripts': test accuracy, and accuracy with fewer hidden units."""
 
     study = "masked-loss"
@@ -172,15 +172,6 @@ class Evaluate(Settings):
     robustness_masks: int = flag(20, "Random subsets per kept fraction.", ge=1)
     seed: int = flag(0, "Seed of the subsets.", ge=0)
     device: str = flag("auto", "auto, cpu, cuda, cuda:N or mps.", where=True)
-    num_workers: int = flag(
-        4,
-        "Threads that decode images when a set is first loaded.",
-        "--num_workers",
-        "--workers",
-        where=True,
-        ge=0,
-    )
-    data_dir: str = flag("./data", "Where data sets are kept.", where=True)
 
 
 class Visualize(Settings):
