@@ -341,10 +341,14 @@ def raw(model: SteppedModel, data: ImageSet, ablation: Ablation) -> Tensor:
         ("cnn2", "conv1", {}),
     ],
 )
-def test_bf16_gives_the_predictions_of_float32(name, site, options, elements) -> None:
+@pytest.mark.parametrize("rows", [4, 20, 1000])
+def test_bf16_gives_the_predictions_of_float32(name, site, options, elements, rows, monkeypatch) -> None:
     model = doubtful(network(name, classes=10, **options))
     data, others = (pictures(24, *shape_for(name), purpose=which) for which in ("pixels", "others"))
     shape = model.site(site).shape
+    monkeypatch.setattr(
+        passes_module, "PASS", rows * math.prod(shape)
+    )  # some of the masks and images, or all
     ablation = Ablation(site, some_masks(9, *(shape if elements else shape[:1])), 0.2)
     exact = ablated_predictions(model, data, ablation)
     assert int((raw(model, data, ablation) != exact).sum()) > 5

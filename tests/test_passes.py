@@ -161,7 +161,7 @@ def test_elements_may_have_one_value_or_one_per_channel_or_per_element(name, val
             filled = torch.randn(site.shape, generator=stream(0, "values")).double()
         else:
             filled = value
-        masks = some_masks(3, *site.shape)
+        masks = some_masks(FEW, *site.shape)
         naive = one_by_one(model, site, masks, filled, images)
         same(together(model, Ablation(site.name, masks, filled), images), naive)
 
