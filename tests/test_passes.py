@@ -154,7 +154,7 @@ def test_any_value_in_place_of_channels_or_units_equals_one_pass_per_mask(model:
 def test_elements_may_have_one_value_or_one_per_channel_or_per_element(name, value) -> None:
     model = network(name)
     images = images_for(model, 2)
-    for site in (model.sites()[0], model.sites()[-2], model.sites()[-1]):
+    for site in (*model.sites()[:3], model.sites()[-1]):
         if value == "one per channel":
             filled = values(site.width)
         elif value == "one per element":
