@@ -6,6 +6,7 @@ import io
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 from zipfile import BadZipFile
@@ -19,7 +20,8 @@ from perturblab.datasets import NORMALISATION, load
 from perturblab.files import check_writable
 from perturblab.flags import Machine
 from perturblab.images import ImageSet
-from perturblab.runs import RunFolder, publish
+from perturblab.runs import RunFolder, perform, publish, run_folder
+from perturblab.signals import StopFlag, stop_on_signals
 from perturblab.terminal import UserError, say
 
 M = TypeVar("M", bound=Machine)
@@ -39,6 +41,16 @@ def resolved(settings: M) -> M:
     device = hardware.pick_device(settings.device)
     precision = hardware.pick_precision(settings.precision, device)
     return settings.model_copy(update={"precision": precision}).canonical()
+
+
+def carry_out(
+    s: M, name: str, exports: Mapping[str, Path], work: Callable[[M, StopFlag, RunFolder], None]
+) -> dict[str, Any]:
+    """Do (or go on with, or only export) the run of these resolved settings; its results."""
+    run = run_folder(s, name, s.runs_dir)
+    with stop_on_signals() as stop:
+        perform(run, partial(work, s, stop), partial(export, exports))
+    return run.results()
 
 
 def load_images(s: Any, size: int = 32, channels: int = 3) -> tuple[ImageSet, ImageSet]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from pydantic import field_validator
+
 from perturblab.settings import Settings, flag
 
 
@@ -53,15 +55,44 @@ class Fitting(Data, Machine):
     )
 
 
+class Sgd(Fitting):
+    """What runs share that train with SGD on cropped and flipped images."""
+
+    momentum: float = flag(0.9, "SGD momentum.", ge=0, lt=1)
+    weight_decay: float = flag(5e-4, "Weight decay on all parameters.", ge=0)
+    augment: Literal["auto", "crop-flip", "crop", "none"] = flag(
+        "auto", "Training augmentation; auto is crop-flip (documented), or crop for digits and mnist."
+    )
+    clean_every: int = flag(1, "Measure clean train accuracy every N epochs (and after the last).", ge=1)
+
+    @property
+    def augmentation(self) -> str:
+        """``augment`` with ``auto`` resolved."""
+        if self.augment != "auto":
+            return self.augment
+        return "crop" if is_upright(self.dataset) else "crop-flip"
+
+
+class Suffixed(Settings):
+    """A run whose exported files can bear one word more than the document says."""
+
+    suffix: str = flag("", "Added to the names of exported files, e.g. for an extra axis.", where=True)
+
+    @field_validator("suffix")
+    @classmethod
+    def _part_of_a_name(cls, value: str) -> str:
+        if any(c in "/\\" or not c.isprintable() for c in value):
+            raise ValueError("it must be a part of a file name")
+        return value
+
+
+def is_upright(dataset: str) -> bool:
+    """Whether a mirrored image would be another thing: a flipped digit is no digit."""
+    return dataset in ("digits", "mnist")
+
+
 def each_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
     """The values of an axis: a value named twice is one run, and a grid has at least one."""
     if not values:
         raise ValueError("it must hold one or more values")
     return tuple(dict.fromkeys(values))
-
-
-def part_of_a_name(value: str) -> str:
-    """A suffix of exported files."""
-    if any(c in "/\\" or not c.isprintable() for c in value):
-        raise ValueError("it must be a part of a file name")
-    return value

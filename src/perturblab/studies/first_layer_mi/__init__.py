@@ -21,7 +21,7 @@ from typing import ClassVar, Literal
 
 from pydantic import field_validator
 
-from perturblab.flags import Fitting, each_once, part_of_a_name
+from perturblab.flags import Fitting, Suffixed, each_once, is_upright
 from perturblab.launch.arrays import JobFlags
 from perturblab.settings import Command, Settings, flag, is_where
 
@@ -73,7 +73,7 @@ RECORDED = tuple(name for name, info in Training.model_fields.items() if not is_
 """What else than architecture and seed decides what a run computes; the result files hold all of it."""
 
 
-class Train(Training):
+class Train(Training, Suffixed):
     """Train one network, and measure the information that masked first layers leave."""
 
     command = "train"
@@ -85,15 +85,12 @@ class Train(Training):
         "--model",
     )
     seed: int = flag(..., "Random seed.", ge=0)
-    suffix: str = flag("", "Added to the names of exported files, e.g. for an extra axis.", where=True)
-
-    _suffix = field_validator("suffix")(part_of_a_name)
 
     def canonical(self) -> Train:
         """``auto`` is resolved; without augmentation it does not matter which."""
         augment = self.augment
-        if augment == "auto" or not self.use_augmentation:  # a flipped digit is another digit
-            upright = self.use_augmentation and self.dataset in ("digits", "mnist")
+        if augment == "auto" or not self.use_augmentation:
+            upright = self.use_augmentation and is_upright(self.dataset)
             augment = "crop-rand" if upright else "crop-flip-rand"
         return self.model_copy(update={"augment": augment})
 

@@ -9,16 +9,16 @@ import torch
 
 from perturblab.augment import AUGMENTS, cutmix
 from perturblab.checkpoints import read_checkpoint, to_bytes, to_cpu
-from perturblab.experiment import arrays_to_bytes, check_trainable, export, prepare, resolved
+from perturblab.experiment import arrays_to_bytes, carry_out, check_trainable, prepare, resolved
 from perturblab.files import write_checked
 from perturblab.images import ImageSet, ShuffledSource
 from perturblab.information import too_few
 from perturblab.measure import score
 from perturblab.models import MODELS
 from perturblab.objectives.cross_entropy import CrossEntropy
-from perturblab.runs import SCHEMA_VERSION, RunFolder, perform, run_folder
+from perturblab.runs import SCHEMA_VERSION, RunFolder
 from perturblab.schedules import warmup_cosine
-from perturblab.signals import StopFlag, stop_on_signals
+from perturblab.signals import StopFlag
 from perturblab.sites import SteppedModel
 from perturblab.streams import seeded
 from perturblab.studies.first_layer_mi import Train
@@ -33,10 +33,7 @@ LABEL_SMOOTHING = 0.1
 def train(settings: Train) -> None:
     """Run (or go on with, or only export) the run that these settings name."""
     s = resolved(settings)
-    run = run_folder(s, s.name, s.runs_dir)
-    with stop_on_signals() as stop:
-        perform(run, partial(work, s, stop), partial(export, s.exports))
-    found = run.results()
+    found = carry_out(s, s.name, s.exports, work)
     say(
         f"{s.name}: test {found['final_test_acc']:.2f} %, train (clean) {found['final_train_acc_clean']:.2f} %; "
         f"MI {found['final_mi_full']:.3f} nats, less {found['final_mi_diff']:.3f} when masked "

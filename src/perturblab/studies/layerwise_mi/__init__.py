@@ -17,7 +17,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from perturblab.flags import Fitting, Loading, Machine
+from perturblab.flags import Loading, Machine, Sgd
 from perturblab.settings import Command, Settings, flag
 
 Model = Literal["vgg9", "vgg11", "vgg13", "vgg16", "vgg19", "all"]
@@ -33,7 +33,7 @@ def seeded_name(stem: str, seed: int | None) -> str:
     return stem if seed is None else f"{stem}_seed{seed}"
 
 
-class Train(Fitting):
+class Train(Sgd):
     """Train a network, or all of them one after another, and keep the best and the final checkpoint."""
 
     study = "layerwise-mi"
@@ -62,23 +62,14 @@ class Train(Fitting):
         "tenth of the train images, 5,000 at most, that is then left out of training.",
         "--select-on",
     )
-    momentum: float = flag(0.9, "SGD momentum.", ge=0, lt=1)
-    weight_decay: float = flag(5e-4, "Weight decay on all parameters.", ge=0)
-    augment: Literal["auto", "crop-flip", "crop", "none"] = flag(
-        "auto", "Training augmentation; auto is crop-flip (documented), or crop for digits and mnist."
-    )
     width: float = flag(
         1.0, "Scales every channel count and the hidden layers; 1 is the documented network.", gt=0, le=8
     )
-    clean_every: int = flag(1, "Measure clean train accuracy every N epochs (and after the last).", ge=1)
     checkpoint_dir: str = flag("./checkpoints", "Where checkpoints are exported.", where=True)
 
     def canonical(self) -> Train:
         """``auto`` is resolved, and no seed is seed 0: only the names of the exported files differ."""
-        changes: dict[str, Any] = {"seed": self.random_seed}
-        if self.augment == "auto":  # a flipped digit is another digit
-            changes["augment"] = "crop" if self.dataset in ("digits", "mnist") else "crop-flip"
-        return self.model_copy(update=changes)
+        return self.model_copy(update={"seed": self.random_seed, "augment": self.augmentation})
 
     @property
     def random_seed(self) -> int:

@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import field_validator
 
-from perturblab.flags import Fitting, Loading, each_once, part_of_a_name
+from perturblab.flags import Loading, Sgd, Suffixed, each_once
 from perturblab.settings import Command, Settings, flag
 
 Arch = Literal["vgg11", "vgg13", "vgg16", "vgg19"]
@@ -45,7 +45,7 @@ def spelt(modes: Any) -> Any:
 ARCHITECTURES: tuple[Arch, ...] = ("vgg11", "vgg13", "vgg16", "vgg19")
 
 
-class Training(Fitting):
+class Training(Sgd):
     """What every run of the study shares; the grid varies the rest."""
 
     study = "masked-loss"
@@ -66,18 +66,12 @@ class Training(Fitting):
         "hidden",
         "Where masks act: the hidden layer's units (documented) or the first convolution's channels.",
     )
-    momentum: float = flag(0.9, "SGD momentum.", ge=0, lt=1)
-    weight_decay: float = flag(5e-4, "Weight decay on all parameters.", ge=0)
-    augment: Literal["auto", "crop-flip", "crop", "none"] = flag(
-        "auto", "Training augmentation; auto is crop-flip (documented), or crop for digits and mnist."
-    )
     width: float = flag(
         1.0, "Scales every channel count and the hidden layer; 1 is the documented network.", gt=0, le=8
     )
     eval_every: int = flag(
         1, "Measure test accuracy every N epochs (and after the last); training is the same.", ge=1
     )
-    clean_every: int = flag(1, "Measure clean train accuracy every N epochs (and after the last).", ge=1)
     robustness_masks: int = flag(
         20, "Random subsets per kept fraction in the final robustness measurement; 0 skips it.", ge=0
     )
@@ -85,7 +79,7 @@ class Training(Fitting):
     results_dir: str = flag("./results", "Where results are exported.", where=True)
 
 
-class Train(Training):
+class Train(Training, Suffixed):
     """Train one network and measure it."""
 
     command = "train"
@@ -98,17 +92,13 @@ class Train(Training):
     )
     mode: Mode = flag(..., "baseline (cross-entropy), masked, or half-loss (the control arm).")
     seed: int = flag(..., "Random seed.", ge=0)
-    suffix: str = flag("", "Added to the names of exported files, e.g. for an extra axis.", where=True)
 
     _spelling = field_validator("mode", mode="before")(spelt)
-    _suffix = field_validator("suffix")(part_of_a_name)
 
     def canonical(self) -> Train:
         """``auto`` is resolved; fields that a mode never reads are reset, so that they do not make two runs of one."""
         changes = {name: type(self).default_of(name) for name in UNUSED[self.mode]}
-        if self.augment == "auto":  # a flipped digit is another digit
-            changes["augment"] = "crop" if self.dataset in ("digits", "mnist") else "crop-flip"
-        return self.model_copy(update=changes)
+        return self.model_copy(update={**changes, "augment": self.augmentation})
 
     @property
     def name(self) -> str:

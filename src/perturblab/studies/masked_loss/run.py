@@ -10,7 +10,7 @@ import torch
 
 from perturblab.augment import AUGMENTS
 from perturblab.checkpoints import read_checkpoint, to_bytes, to_cpu
-from perturblab.experiment import check_trainable, export, percent, prepare, resolved
+from perturblab.experiment import carry_out, check_trainable, percent, prepare, resolved
 from perturblab.files import write_checked
 from perturblab.images import ImageSet, ShuffledSource
 from perturblab.measure import score
@@ -19,9 +19,9 @@ from perturblab.objectives import Clock, Objective
 from perturblab.objectives.cross_entropy import CrossEntropy
 from perturblab.objectives.masked import MaskedLoss, warmed_up
 from perturblab.probes.robustness import robustness
-from perturblab.runs import SCHEMA_VERSION, Row, RunFolder, perform, run_folder
+from perturblab.runs import SCHEMA_VERSION, Row, RunFolder
 from perturblab.schedules import multistep
-from perturblab.signals import StopFlag, stop_on_signals
+from perturblab.signals import StopFlag
 from perturblab.sites import SteppedModel
 from perturblab.streams import seeded
 from perturblab.studies.masked_loss import UNUSED, Train
@@ -35,10 +35,7 @@ SHOWN_EVERY = 10  # epochs; the first and the last are always shown, as in the d
 def train(settings: Train) -> None:
     """Run (or go on with, or only export) the run that these settings name."""
     s = resolved(settings)
-    run = run_folder(s, s.name, s.runs_dir)
-    with stop_on_signals() as stop:
-        perform(run, partial(work, s, stop), partial(export, s.exports))
-    found = run.results()
+    found = carry_out(s, s.name, s.exports, work)
     say(
         f"{s.name}: test {found['final_test_acc']:.2f} %, train (clean) {found['final_train_acc']:.2f} %, "
         f"gap {found['final_gen_gap']:.2f} points -> {Path(s.results_dir) / s.name}.json"
