@@ -156,6 +156,13 @@ def test_the_file_can_be_read_with_cat() -> None:
     assert json.loads(text) == {"a": [1, -2.5, 1e-07], "b": [{"c": []}], "d": "[1, 2]\n"}
 
 
+def test_keep_min_channels_are_kept_at_least(here) -> None:
+    does(evaluate_words("--keep-min", "2"))
+    sizes = entry()["layers"][0]["keep_size"]
+    assert set(sizes) == {2, 3}
+    assert len(sizes) == 10  # all 6 pairs and all 4 triples of 4 channels
+
+
 def test_the_final_checkpoint_is_not_marked_and_has_a_file_of_its_own(here) -> None:
     told = does(evaluate_words("--checkpoint", "final"))
     assert entry(name="mi_results_final")["selected_on"] == ""
@@ -325,6 +332,7 @@ def test_a_checkpoint_of_another_architecture_names_the_keys_that_differ(here) -
     ("--layers conv7", "no layer 'conv7' in vgg9; its layers are conv1 (features.0), conv2 (features.4), conv3 (features.8)"),
     ("--layers features.1 conv2", "no layer 'features.1' in vgg9"),
     ("--layers 6", "no layer '6' in vgg9"),
+    ("--n-subsets 11 --keep-min 2", "--n-subsets 11: conv1 of vgg9 at width 0.0625 has 4 channels, so only 10 different subsets can be removed with 2 or more kept"),
     ("--n-subsets 16", "--n-subsets 16: conv1 of vgg9 at width 0.0625 has 4 channels, so only 15 different subsets"),
     ("--limit 41", "--limit 41 is more than the 40 test images"),
     ("--limit 81 --mi-split train", "--limit 81 is more than the 80 train images"),
@@ -385,7 +393,7 @@ def base(trained: Path) -> list[dict[str, Any]]:
 
 
 COMPUTES = {
-    "seed": "1", "n_subsets": "9", "ablation": "zero", "mi_split": "train", "limit": "20", "layers": "conv2", "precision": "bf16",
+    "seed": "1", "n_subsets": "9", "keep_min": "1", "ablation": "zero", "mi_split": "train", "limit": "20", "layers": "conv2", "precision": "bf16",
     "dataset": "other", "normalize": "data", "model": "vgg9",
 }  # fmt: skip
 

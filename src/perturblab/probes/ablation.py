@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, MutableMapping
 from itertools import count
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -76,6 +76,8 @@ def fill_value(
     foreign model the bias); ``zero``; ``mean``: its mean over ``data`` and positions (and uses, where a foreign module
     is used twice). Raises ValueError where the site has no such value.
     """
+    if how not in get_args(Fill):
+        raise ValueError(f"a removed channel becomes its weight, zero or mean value, not '{how}'")
     if how == "zero":
         return 0.0
     with evaluating(model if isinstance(model, SteppedModel) else model.model):

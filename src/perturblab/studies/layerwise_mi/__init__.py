@@ -98,6 +98,9 @@ class Evaluate(Loading, Machine):
         ge=0,
     )
     n_subsets: int = flag(100, "Random subsets per layer, all different.", "--n-subsets", ge=1)
+    keep_min: int = flag(
+        0, "Channels that are kept at least; 0, as documented, lets all be removed.", "--keep-min", ge=0
+    )
     ablation: Literal["weight", "zero", "mean"] = flag(
         "weight",
         "What a removed channel becomes: weight, what zeroing its weights leaves (a constant; documented), zero after "

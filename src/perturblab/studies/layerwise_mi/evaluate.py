@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from math import comb
 from pathlib import Path
 from statistics import fmean
 from typing import Any, get_args
@@ -146,11 +147,12 @@ def convolutions(s: Evaluation) -> Convolutions:
 
 def check_subsets(s: Evaluation, chosen: Convolutions) -> None:
     for site in chosen.values():
-        most = 2**site.width - 1  # every subset but the one that removes nothing
+        most = sum(comb(site.width, kept) for kept in range(s.keep_min, site.width))
         if s.n_subsets > most:
+            kept = f" with {s.keep_min} or more kept" if s.keep_min else ""
             raise UserError(
                 f"--n-subsets {s.n_subsets}: {site.name} of {s.model} at width {s.width:g} has {site.width} channels, "
-                f"so only {most} different subsets can be removed"
+                f"so only {most} different subsets can be removed{kept}"
             )
 
 
@@ -207,9 +209,9 @@ def intact(s: Evaluation, data: ImageSet, predicted: Tensor) -> Row:
 
 
 def subsets(s: Evaluation, site: Site) -> Tensor:
-    """The channels kept, bool ``[subsets channels]``: one to all are removed (layerwise-mi.md 3.6)."""
+    """The channels kept, bool ``[subsets channels]``: one or more are removed (layerwise-mi.md 3.6)."""
     draws = stream(s.random_seed, "subsets", site.name)
-    return unique_subsets(s.n_subsets, site.width, 0, site.width - 1, draws)
+    return unique_subsets(s.n_subsets, site.width, s.keep_min, site.width - 1, draws)
 
 
 def of_layer(rows: list[Row], index: int) -> list[Row]:

@@ -17,7 +17,7 @@ from perturblab.studies.layerwise_mi.results import Entry, read_entries
 from perturblab.terminal import UserError
 
 SETTINGS = (
-    "script", "dataset", "mi_split", "n_images", "n_subsets", "ablation", "normalize", "width", "precision", "selected_on",
+    "script", "dataset", "mi_split", "n_images", "n_subsets", "keep_min", "ablation", "normalize", "width", "precision", "selected_on",
     "layers",
 )  # fmt: skip
 MAKES_THEM = "`perturblab layerwise-mi evaluate --model vgg11` makes one"

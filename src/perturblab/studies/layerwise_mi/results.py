@@ -42,7 +42,7 @@ def documented(s: Evaluation, rows: list[Row], sites: dict[int, Site]) -> Entry:
 
 
 RECORDED = (
-    "mi_split", "limit", "dataset", "normalize", "ablation", "seed", "width", "precision", "selected_on", "epoch", "sha256",
+    "mi_split", "limit", "dataset", "normalize", "ablation", "keep_min", "seed", "width", "precision", "selected_on", "epoch", "sha256",
 )  # fmt: skip
 
 
