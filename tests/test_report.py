@@ -22,6 +22,7 @@ from perturblab.report.plots import (
     PALETTE,
     Axis,
     Panel,
+    by_rows,
     colours,
     data_behind,
     line,
@@ -466,3 +467,14 @@ def test_reports_need_neither_torch_nor_pyplots_global_state() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_legend_of_several_rows_is_read_row_by_row() -> None:
+    axes = Figure().subplots()
+    for name in "abcde":
+        axes.plot([0, 1], [0, 1], label=name)
+    legend = axes.legend(*by_rows(axes, 4), ncols=4)
+    axes.figure.canvas.draw()
+    boxes = {text.get_text(): text.get_window_extent() for text in legend.get_texts()}
+    down_then_right = sorted(boxes, key=lambda name: (-round(boxes[name].y0), boxes[name].x0))
+    assert down_then_right == list("abcde")

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib import style
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -238,9 +239,16 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
         )  # fmt: skip
     # Above the axes, with the panel's name as its heading: it can never cover data.
     axes.legend(
-        title=textwrap.fill(panel.heading, WRAP), loc="lower left", bbox_to_anchor=(-0.02, 1.0), alignment="left",
+        *by_rows(axes, panel.columns), title=textwrap.fill(panel.heading, WRAP), loc="lower left", bbox_to_anchor=(-0.02, 1.0), alignment="left",
         ncols=panel.columns, title_fontproperties={"weight": "bold", "size": 10},
     )  # fmt: skip
+
+
+def by_rows(axes: Axes, columns: int) -> tuple[list[Artist], list[str]]:
+    """Handles and labels in the order in which a legend of so many columns reads row by row; it fills columns first."""
+    handles, labels = axes.get_legend_handles_labels()
+    order = [i for column in range(columns) for i in range(column, len(labels), columns)]
+    return [handles[i] for i in order], [labels[i] for i in order]
 
 
 def _draw_seeds(axes: Axes, one: Line) -> None:

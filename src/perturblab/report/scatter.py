@@ -11,7 +11,7 @@ from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from perturblab.report.plots import BLACK, HANDLE, LOOK, Axis, Colour, Floats, write_png
+from perturblab.report.plots import BLACK, HANDLE, LOOK, Axis, Colour, Floats, by_rows, write_png
 from perturblab.report.tables import Cell, write_csv
 
 STAR_NOTE = "dot: one run; star: mean over the seeds of a group"
@@ -51,7 +51,13 @@ def scatter(title: str, clouds: Sequence[Cloud], axis: Axis, notes: Sequence[str
         axes.set_ylabel(axis.y)
         axes.set_xlim(*axis.xlim)
         axes.set_ylim(*axis.ylim)
-        axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=columns, handlelength=1.0)
+        axes.legend(
+            *by_rows(axes, columns),
+            loc="lower left",
+            bbox_to_anchor=(-0.02, 1.0),
+            ncols=columns,
+            handlelength=1.0,
+        )
         figure.suptitle(title, fontsize=12, x=0.01, horizontalalignment="left")
         figure.supxlabel("\n".join(lines), fontsize=8, color="0.35")
     return figure
