@@ -15,7 +15,7 @@ Exports: checkpoints/{model}_best.pth and _final.pth, results/mi_results_{checkp
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from perturblab.flags import Loading, Machine, Sgd
 from perturblab.settings import Command, Settings, flag
