@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,10 @@ def to_cpu(content: Any) -> Any:
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """The dictionary in a ``.pt`` file, on the CPU. UserError if it is missing, damaged or wants to run code."""
+    """The dictionary in a ``.pt`` file, on the CPU. UserError if it is missing, damaged or wants to run code.
+
+    ``torch.load`` looks at no checksum, so that a flipped bit among the weights would pass; the file has them.
+    """
     try:
         data = Path(path).read_bytes()
     except OSError as error:
@@ -39,6 +43,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         with warnings.catch_warnings():  # torch's thoughts on the pickle protocol help nobody here
             warnings.simplefilter("ignore")
+            if not _is_whole(data):
+                raise ValueError
             content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "GLOBAL" in str(error) or "call reduce" in str(error):  # it names a function or a class
@@ -53,8 +59,16 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return content
 
 
+def _is_whole(data: bytes) -> bool:
+    """Whether every part has the CRC-32 that stands beside it; files of before torch 1.6 have none."""
+    if not zipfile.is_zipfile(io.BytesIO(data)):
+        return True
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        return archive.testzip() is None
+
+
 def load_weights(model: nn.Module, weights: dict[str, Tensor], path: str | Path) -> None:
-    """Load a state_dict into ``model``; UserError names the keys and shapes that differ."""
+    """Load a state_dict into ``model``; UserError names the keys and shapes that differ, or what is not finite."""
     own = model.state_dict()
     missing = [k for k in own if k not in weights]
     extra = [k for k in weights if k not in own]
@@ -76,6 +90,9 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], path: str | Path)
         model.load_state_dict(weights)
     except RuntimeError:  # also a sparse, quantised or data-less tensor
         raise UserError(f"{path} holds weights of a kind that cannot be used") from None
+    bad = [name for name, value in model.state_dict().items() if not value.isfinite().all()]
+    if bad:
+        raise UserError(f"{path}: {bad[0]} is not finite; its training diverged, or the file was altered")
 
 
 def _shape(value: Any) -> Any:
