@@ -29,7 +29,7 @@ from perturblab.streams import stream
 from perturblab.studies.first_layer_mi import RECORDED, Jobs, Train, Visualize
 from perturblab.studies.first_layer_mi import run as study
 from perturblab.studies.first_layer_mi.documented import as_arrays
-from perturblab.studies.first_layer_mi.information import information, masks_of, n_images, stages
+from perturblab.studies.first_layer_mi.information import information, masks_of, n_images, predict, stages
 from perturblab.terminal import UserError
 
 TRAIN = ("first-layer-mi", "train", "--arch", "vgg11", "--seed", "0")
@@ -382,7 +382,8 @@ def test_a_measurement_leaves_the_network_and_all_random_states_alone(base: Ran)
     model.train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     states = torch.get_rng_state(), np.random.get_state()[1].tobytes()  # type: ignore[union-attr]
-    rows = list(information(base.settings, model, images, images, "final", 2, StopFlag()))
+    predicted = predict(base.settings, model, images, images, "final", 2, StopFlag())
+    rows = list(information(base.settings, predicted, "final", 2))
     assert len(rows) == 5
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(module.training for module in model.modules())
@@ -395,7 +396,7 @@ def test_a_signal_stops_a_measurement(base: Ran) -> None:
     stop = StopFlag()
     stop.number = 15
     with pytest.raises(Interrupted):
-        list(information(base.settings, model, images, images, "train", 1, stop))
+        predict(base.settings, model, images, images, "train", 1, stop)
 
 
 def test_the_test_images_are_measured_where_asked_for(changed: Callable[..., Ran]) -> None:
@@ -443,14 +444,16 @@ def test_flags_that_say_where_act_and_change_no_number(base: Ran, changed, tmp_p
     values: dict[str, Any] = {
         "results_dir": str(tmp_path / "R"), "checkpoint_dir": str(tmp_path / "C"), "runs_dir": str(tmp_path / "S"),
         "data_dir": str(tmp_path / "D"), "suffix": "again", "checkpoint_every": 0.0, "num_workers": 1, "threads": 1,
-        "device": "cpu",
+        "device": "cpu", "save_predictions": str(tmp_path / "P.npz"),
     }  # fmt: skip
     assert values.keys() == where
+    assert not Path(values["save_predictions"]).exists()
     other = changed(**values)
     assert (other.weights, other.text) == (base.weights, base.text)
     assert sorted(path.name for path in tmp_path.glob("[RC]/*")) == [
         "vgg9_seed0_again_final.pt", "vgg9_seed0_again_results.json", "vgg9_seed0_again_results.npz",
     ]  # fmt: skip
+    assert (tmp_path / "P.npz").is_file()
     assert list((tmp_path / "S" / "first-layer-mi").iterdir()) == [other.run.path]
     assert COMPUTES.keys() | {"compile"} == Train.model_fields.keys() - where
 
@@ -464,6 +467,36 @@ def test_a_run_that_is_done_is_not_run_again_and_lost_files_come_back(changed: C
         patch.setattr(study, "work", lambda *_: pytest.fail("it was run again"))
         study.train(ran.settings)
     assert {path: path.read_bytes() for path in exports} == exports
+
+
+def test_saved_masks_and_predictions_give_every_number_of_the_final_measurement_again(
+    base: Ran, tmp_path: Path
+) -> None:
+    """Asked for after the run is done: nothing is trained; scikit-learn and NumPy make the numbers of the files."""
+    path = tmp_path / "sub" / "p.npz"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study, "work", lambda *_: pytest.fail("it was run again"))
+        study.train(base.settings.model_copy(update={"save_predictions": str(path)}))
+    with np.load(path, allow_pickle=False) as arrays:
+        saved = {name: arrays[name] for name in arrays.files}
+    found, labels = base.results, saved["labels"]
+    elements = int(saved["shape"].prod())
+    assert (elements, str(saved["run_id"])) == (found["first_layer_elements"], base.run.id)
+    kinds = {name: (saved[name].dtype, saved[name].shape) for name in ("keep_masks", "predictions")}
+    assert kinds == {"keep_masks": (np.uint8, (4, -(-elements // 8))), "predictions": (np.int16, (4, 32))}
+    np.testing.assert_allclose(
+        [mutual_info_score(labels, one) for one in saved["predictions"]],
+        found["final_mask_mi_nats"],
+        atol=1e-12,
+    )
+    assert mutual_info_score(labels, saved["full_predictions"]) == pytest.approx(found["final_mi_full"])
+    hits = (saved["predictions"] == labels).mean(1)
+    np.testing.assert_allclose(hits * 100, found["final_mask_acc_pct"], atol=1e-5)
+    model, images = rebuilt(base)
+    assert labels.tolist() == images.labels[:32].tolist()
+    masks = np.unpackbits(saved["keep_masks"], axis=1, count=elements).reshape(4, *saved["shape"])
+    np.testing.assert_array_equal(masks, masks_of(base.settings, model, "final", "final").numpy())
+    assert saved["keep_sizes"].tolist() == masks.sum((1, 2, 3)).tolist() == found["final_mask_keep_size"]
 
 
 # ---- training ------------------------------------------------------------------------------------------------------
@@ -515,6 +548,8 @@ def test_labels_are_smoothed_by_a_tenth_and_mixed_by_the_share() -> None:
     ("--arch vgg9", "--seed is required"),
     ("--arch vgg9 --seed 0 --n_masks_final 0", "--n_masks_final 0 is refused: it must be a whole number, 1 or more"),
     ("--arch vgg9 --seed 0 --max_eval_batches_train -1", "--max_eval_batches_train -1 is refused"),
+    ("--arch vgg9 --seed 0 --save-predictions p.json",
+     "--save-predictions p.json is refused: it must be a path that ends in .npz"),
     ("--arch vgg9 --seed 0 --mi-split both", "--mi-split 'both' is not one of train, test"),
     ("--arch vgg9 --seed 0 --eval_intervall 3", "no flag '--eval-intervall'; did you mean '--eval-interval'?"),
 ])  # fmt: skip

@@ -48,7 +48,8 @@ def first_layer_run(npz: Path) -> list[str]:
     """A whole run of first-layer-mi: training with CutMix and dropout, measurements in each epoch, the final one."""
     words = (
         "first-layer-mi train --arch vgg9 --seed 0 --width 0.05 --epochs 2 --batch_size 20 --lr 0.01 --warmup_epochs 1 "
-        "--eval_interval 1 --n_masks_train 3 --n_masks_final 4 --max_eval_batches_final 0 --threads 1 --device cpu"
+        "--eval_interval 1 --n_masks_train 3 --n_masks_final 4 --max_eval_batches_final 0 --threads 1 --device cpu "
+        "--save-predictions results/predictions.npz"
     )
     return [*words.split(), "--dataset", f"npz:{npz}"]
 

@@ -85,6 +85,19 @@ class Train(Training, Suffixed):
         "--model",
     )
     seed: int = flag(..., "Random seed.", ge=0)
+    save_predictions: str = flag(
+        "",
+        "Also write the final measurement's masks and predictions to this .npz file.",
+        "--save-predictions",
+        where=True,
+    )
+
+    @field_validator("save_predictions")
+    @classmethod
+    def _arrays(cls, value: str) -> str:
+        if value and Path(value).suffix != ".npz":
+            raise ValueError("it must be a path that ends in .npz")
+        return value
 
     def canonical(self) -> Train:
         """``auto`` is resolved; without augmentation it does not matter which."""
@@ -103,10 +116,12 @@ class Train(Training, Suffixed):
     def exports(self) -> dict[str, Path]:
         """The documented files, by the file of the run folder that each is a copy of."""
         results = Path(self.results_dir)
+        asked = {"predictions.npz": Path(self.save_predictions)} if self.save_predictions else {}
         return {
             "results.json": results / f"{self.name}_results.json",
             "results.npz": results / f"{self.name}_results.npz",
             "final.pt": Path(self.checkpoint_dir) / f"{self.name}_final.pt",
+            **asked,
         }
 
 

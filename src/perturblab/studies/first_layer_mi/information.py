@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -50,7 +52,33 @@ def n_images(s: Train, stage: Stage, available: int) -> int:
     return min(available, batches * s.batch_size) if batches else available
 
 
-def information(
+@dataclass(frozen=True)
+class Predicted:
+    """What was predicted under subsets of the first layer's elements, on the CPU.
+
+    ``keep_masks`` bool ``[m c h w]``, ``classes`` int16 ``[m n]``, those of the intact network ``full`` int16 ``[n]``;
+    the ``images`` are those that were measured.
+    """
+
+    keep_masks: Tensor
+    full: Tensor
+    classes: Tensor
+    images: ImageSet
+
+    def arrays(self) -> dict[str, Any]:
+        """All that the numbers are made of; ``keep_masks`` packed along the flat elements, its ``shape`` beside."""
+        flat = self.keep_masks.flatten(1)
+        return {
+            "keep_masks": np.packbits(flat.numpy(), axis=1),
+            "shape": np.array(self.keep_masks.shape[1:]),
+            "keep_sizes": flat.sum(1).numpy(),
+            "predictions": self.classes.numpy(),
+            "full_predictions": self.full.numpy(),
+            "labels": self.images.labels.cpu().numpy().astype(np.int16),
+        }
+
+
+def predict(
     s: Train,
     model: SteppedModel,
     images: ImageSet,
@@ -58,28 +86,29 @@ def information(
     stage: Stage,
     epoch: int,
     stop: StopFlag,
-) -> Iterator[Row]:
+) -> Predicted:
+    """The predictions of a measurement; ``others`` are images beside its own, for ``ablated_predictions``."""
+    data = images[: n_images(s, stage, len(images))]
+    masks = masks_of(s, model, stage, purpose_of(stage, epoch))
+    # The intact network is a mask that keeps all: in bf16 too, all predictions are then found in one way.
+    everything = Ablation(SITE, torch.cat([torch.ones_like(masks[:1]), masks]))
+    predicted = ablated_predictions(
+        model, data, everything, precision=s.precision, calibration=others[:CALIBRATION], stop=stop
+    )
+    return Predicted(masks, predicted[0], predicted[1:], data)
+
+
+def information(s: Train, predicted: Predicted, stage: Stage, epoch: int) -> Iterator[Row]:
     """A row of the intact network, then one of each subset of the first layer's elements; information in nats.
 
-    ``others`` are images beside the measured ones (``ablated_predictions`` says what for). Rows have ``mi_nats``
-    (plug-in), ``mi_mm_nats`` (Miller-Madow) and ``mi_null_nats`` (mean plug-in value of the same predictions with the
-    labels permuted); the intact one ``mi_low_nats`` to ``mi_high_nats``, a 95 % bootstrap interval over the images.
-    Subsets and permutations have streams of their own: what is measured, and when, changes no training.
+    Rows have ``mi_nats`` (plug-in), ``mi_mm_nats`` (Miller-Madow) and ``mi_null_nats`` (mean plug-in value of the same
+    predictions with the labels permuted); the intact one ``mi_low_nats`` to ``mi_high_nats``, a 95 % bootstrap
+    interval over the images. Subsets and permutations have streams of their own: what is measured, and when, changes
+    no training.
     """
-    data, classes = images[: n_images(s, stage, len(images))], len(images.classes)
-    purpose = epoch if stage == "train" else "final"
-    masks = masks_of(s, model, stage, purpose)
-    # The intact network is a mask that keeps all: in bf16 too, all predictions are then found in one way.
-    everything = torch.cat([torch.ones_like(masks[:1]), masks])
-    predicted = ablated_predictions(
-        model,
-        data,
-        Ablation(SITE, everything),
-        precision=s.precision,
-        calibration=others[:CALIBRATION],
-        stop=stop,
-    )
-    tables = contingency(data.labels.cpu(), predicted, classes)
+    data, masks = predicted.images, predicted.keep_masks
+    classes, purpose = len(data.classes), purpose_of(stage, epoch)
+    tables = contingency(data.labels.cpu(), torch.cat([predicted.full[None], predicted.classes]), classes)
     low, high = bootstrap_interval(tables[0], RESAMPLES, stream(s.seed, "mi-bootstrap", purpose))
     columns = {
         "mi_nats": mutual_information(tables),
@@ -105,3 +134,8 @@ def masks_of(s: Train, model: SteppedModel, stage: Stage, purpose: int | str) ->
     shape = model.site(SITE).shape
     n = s.n_masks_train if stage == "train" else s.n_masks_final
     return documented_subsets(n, math.prod(shape), stream(s.seed, "mi-masks", purpose)).view(n, *shape)
+
+
+def purpose_of(stage: Stage, epoch: int) -> int | str:
+    """What names the random streams of a measurement."""
+    return epoch if stage == "train" else "final"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,7 +25,7 @@ from perturblab.sites import SteppedModel
 from perturblab.streams import seeded
 from perturblab.studies.first_layer_mi import Train
 from perturblab.studies.first_layer_mi.documented import as_arrays, documented, measurements
-from perturblab.studies.first_layer_mi.information import Stage, information, n_images, stages
+from perturblab.studies.first_layer_mi.information import Stage, information, n_images, predict, stages
 from perturblab.terminal import say, warn
 from perturblab.train import Recipe, fit
 
@@ -56,8 +58,11 @@ def work(s: Train, stop: StopFlag, run: RunFolder) -> None:
             test_acc=score(model, ready.test, precision=s.precision).accuracy if due else None,
         )  # fmt: skip
         for stage in due:
-            for row in information(s, model, measured, others, stage, epoch.number, stop):
+            predicted = predict(s, model, measured, others, stage, epoch.number, stop)
+            for row in information(s, predicted, stage, epoch.number):
                 run.log(**row)
+            if stage == "final":  # before the state after it: a run that goes on from there has them
+                keep(run, "predictions.npz", predicted.arrays())
             tell(s, run, stage)
     finish(s, run)
 
@@ -137,6 +142,11 @@ def finish(s: Train, run: RunFolder) -> None:
         "schema_version": SCHEMA_VERSION,
     }
     write_checked(run.path / "final.pt", to_bytes(to_cpu(content)))
-    about = {"run_id": run.id, "schema_version": SCHEMA_VERSION}
-    write_checked(run.path / "results.npz", arrays_to_bytes({**about, **as_arrays(results)}))
+    keep(run, "results.npz", as_arrays(results))
     run.finish(results)
+
+
+def keep(run: RunFolder, name: str, arrays: Mapping[str, Any]) -> None:
+    """Write arrays into the run folder, with the run's name in them."""
+    about = {"run_id": run.id, "schema_version": SCHEMA_VERSION}
+    write_checked(run.path / name, arrays_to_bytes({**about, **arrays}))
