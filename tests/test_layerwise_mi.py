@@ -10,10 +10,12 @@ from torch import nn
 
 from commandline import called, parsed, refusal
 from layerwise import WIDTH, does, rows, train_words, write_images
+from perturblab.models.vgg import LAYOUTS
 from perturblab.runs import RunFolder
 from perturblab.settings import is_where
-from perturblab.studies.layerwise_mi import Evaluate, Train, Visualize, best
+from perturblab.studies.layerwise_mi import CONVOLUTIONS, Evaluate, Train, Visualize, best
 from perturblab.studies.layerwise_mi.run import recipe
+from perturblab.terminal import UserError
 from plain_networks import PlainVGG
 
 # Document 002, with `python train.py` as `perturblab layerwise-mi train`; then its tables of options.
@@ -159,8 +161,8 @@ def test_the_target_is_flagged_once_and_training_goes_on(here, images) -> None:
     assert [row["target_reached"] for row in found] == [row["epoch"] >= reached[0] for row in found]
     assert told.count("30 % clean train accuracy reached") == 1
     assert f"reached in epoch {reached[0]}; training goes on" in told
-    assert f"✓ vgg9: 30 % train accuracy in epoch {reached[0]}" in told
-    assert "was not reached" not in told
+    assert f"; target 30 % train accuracy ✓ reached in epoch {reached[0]}" in told
+    assert "not reached" not in told
 
 
 def test_stop_at_target_stops_after_the_epoch_that_reaches_it(here, images) -> None:
@@ -174,8 +176,9 @@ def test_stop_at_target_stops_after_the_epoch_that_reaches_it(here, images) -> N
 
 def test_a_target_that_is_never_reached_is_told_at_the_end(here, images) -> None:
     told = does(train_words(images, "--target-acc", "100", "--lr", "1e-6"))
-    assert "warning: vgg9: 100 % clean train accuracy was not reached; try more --epochs" in told
-    assert "✗ vgg9: 100 % train accuracy not reached" in told
+    assert "vgg9 done: best test" in told
+    assert "warning: vgg9: target 100 % train accuracy ✗ not reached; try more --epochs" in told
+    assert told.count("not reached") == 1
 
 
 def test_accuracy_that_is_not_measured_is_recorded_as_such(here, images) -> None:
@@ -247,7 +250,8 @@ def test_all_trains_the_four_documented_models_one_after_another(here, images) -
     told = does(train_words(images, "--epochs", "1", model="all"))
     for model in ("vgg11", "vgg13", "vgg16", "vgg19"):
         assert Path(f"checkpoints/{model}_best.pth").exists()
-        assert f"✗ {model}: 99.99 % train accuracy not reached" in told
+        assert f"{model} done: best test" in told
+    assert told.count("target 99.99 % train accuracy ✗ not reached") >= 4
     assert not Path("checkpoints/vgg9_best.pth").exists()
 
 
@@ -266,6 +270,25 @@ def test_all_trains_the_four_documented_models_one_after_another(here, images) -
 def test_a_slip_is_told_in_one_line(words, told, here) -> None:
     assert refusal("layerwise-mi", *words.split()).startswith(told)
     assert not list(here.iterdir())
+
+
+@pytest.mark.parametrize(("words", "told"), [
+    ("--save-predictions p.txt", "--save-predictions p.txt is refused: its name must end in .npz"),
+    ("--suffix a/b", "--suffix a/b is refused: it must be a part of a file name"),
+])  # fmt: skip
+def test_names_of_files_are_looked_at_first(words, told, here) -> None:
+    assert refusal("layerwise-mi", "evaluate", *words.split()) == told
+    assert not list(here.iterdir())
+
+
+def test_a_layer_in_a_file_may_be_a_number() -> None:
+    assert Evaluate.parse({"layers": ["conv1", 2]}).layers == ("conv1", "2")
+    with pytest.raises(UserError, match="it must be text"):
+        Evaluate.parse({"layers": [True]})
+
+
+def test_the_number_of_convolutions_is_that_of_the_layouts() -> None:
+    assert {name: len(layout.replace("M", "").split()) for name, layout in LAYOUTS.items()} == CONVOLUTIONS
 
 
 def test_a_seed_that_is_true_in_a_file_is_a_slip(here) -> None:

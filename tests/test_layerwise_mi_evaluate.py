@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from commandline import refusal
 from layerwise import WIDTH, does, entry, evaluate_words, rows, train_words, write_images
 from perturblab.datasets import NORMALISATION, load
-from perturblab.studies.layerwise_mi.results import as_json, merge
+from perturblab.studies.layerwise_mi.results import as_json, merge, replaced
 from plain_networks import PlainVGG
 
 CONVOLUTIONS = [
@@ -282,6 +282,33 @@ def test_another_checkpoint_under_the_same_name_is_another_run(here) -> None:
     told = does(evaluate_words())
     assert entry()["baseline_mi_nats"] != first["baseline_mi_nats"] or entry()["sha256"] != first["sha256"]
     assert f"vgg9 is now run {entry()['run_id']}; it was run {first['run_id']}" in told
+    assert f"was checkpoint {first['sha256'][:10]}; now checkpoint {entry()['sha256'][:10]}" in told
+
+
+def test_another_evaluation_of_a_model_says_what_it_replaces_and_a_suffix_keeps_both(here) -> None:
+    does(evaluate_words())
+    told = does(evaluate_words("--limit", "20", "--layers", "conv5", "--ablation", "zero"))
+    (line,) = [line for line in told.splitlines() if "is now run" in line]
+    assert line.startswith("warning: results/mi_results_best.json: vgg9 is now run")
+    assert (
+        "; was 6 layers, 40 images, ablation weight; now 1 layer (conv5), 20 images, ablation zero;" in line
+    )
+    assert line.endswith("--suffix WORD keeps an evaluation beside others")
+
+    told = does(evaluate_words("--suffix", "all"))
+    assert "is now run" not in told
+    assert "-> results/mi_results_best_all.json" in told
+    assert len(entry()["layers"]) == 1
+    assert len(entry(name="mi_results_best_all")["layers"]) == 6
+
+
+def test_an_entry_of_the_original_scripts_says_what_is_known_of_it() -> None:
+    layers = [{"layer_idx": i} for i in range(6)]
+    old = {"n_subsets": 100, "layers": layers}
+    now = {"model_name": "vgg9", "run_id": "r", "n_subsets": 10, "ablation": "zero", "layers": layers}
+    assert replaced(Path("f"), {"model_name": "vgg9", **old}, now).startswith(
+        "f: vgg9 is now run r; it was run of the original scripts; was 100 subsets per layer; now 10 subsets per layer;"
+    )
 
 
 # ---- checkpoints of others ---------------------------------------------------------------------------------------------
@@ -347,13 +374,24 @@ def test_what_cannot_be_evaluated_is_told_in_one_line_before_any_work(here, word
 
 
 @pytest.mark.parametrize(("content", "told"), [
-    ({"model": 3}, "its model is no dictionary of weights"),
+    ({"model": 3}, "x.pth is no checkpoint of a network: its model is no dictionary of named weights"),
+    ({"a": 1}, "x.pth is no checkpoint of a network: it is no dictionary of named weights"),
+    ({"model": {"a": 1}}, "its model is no dictionary of named weights"),
+    ({"model_state_dict": {"conv.weight": torch.zeros(2)}, "epoch": 3}, "is a checkpoint of another network: it lacks features.0.weight"),
     ({"model": {"features.0.weight": torch.zeros(2)}}, "is a checkpoint of another network: it lacks"),
     ({"weights": torch.zeros(2)}, "is a checkpoint of another network: it lacks"),
     ({"model": {}, "width": 99.0}, "--width 99.0 is refused"),
     ({"model": {}, "dataset": 5}, "--dataset 5 is refused"),
 ])  # fmt: skip
-def test_a_checkpoint_that_cannot_be_used_is_told_with_its_name(trained, here, content, told) -> None:
+def test_a_checkpoint_that_cannot_be_used_is_told_with_its_name_before_any_data(
+    trained, here, monkeypatch, content, told
+) -> None:
+    from perturblab import experiment
+
+    def asked_for(*a: Any, **k: Any) -> None:
+        raise AssertionError("the data were asked for")
+
+    monkeypatch.setattr(experiment, "load", asked_for)
     torch.save(content, "x.pth")
     words = () if "dataset" in content else ("--dataset", f"npz:{trained / 'images.npz'}")
     assert told in refusal(*evaluate_words("--checkpoint", "x.pth", *words))
@@ -413,7 +451,7 @@ def test_a_flag_changes_what_is_computed(trained, here, base, field) -> None:
 WHERE = {
     "device": "cpu", "threads": "2", "runs_dir": "perturblab_runs", "checkpoint": "checkpoints/vgg9_best.pth",
     "save_predictions": "p.npz", "batch_size": "7", "memory": "0.01", "data_dir": "d", "num_workers": "1",
-    "checkpoint_dir": "./checkpoints", "results_dir": "r",
+    "checkpoint_dir": "./checkpoints", "results_dir": "r", "suffix": "word",
 }  # fmt: skip
 
 

@@ -15,14 +15,17 @@ Exports: checkpoints/{model}_best.pth and _final.pth, results/mi_results_{checkp
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from perturblab.flags import Loading, Machine, Sgd
+from pydantic import field_validator
+
+from perturblab.flags import Loading, Machine, Sgd, Suffixed
 from perturblab.settings import Command, Settings, flag
 
 Model = Literal["vgg9", "vgg11", "vgg13", "vgg16", "vgg19", "all"]
 ALL: tuple[Model, ...] = ("vgg11", "vgg13", "vgg16", "vgg19")
 """What ``all`` means, as documented."""
+CONVOLUTIONS = {"vgg9": 6, "vgg11": 8, "vgg13": 10, "vgg16": 13, "vgg19": 16}
 MODEL_HELP = (
     "Architecture; VGG-N counts weight layers (VGG11 has 8 convolutions). all is vgg11, 13, 16 and 19."
 )
@@ -82,7 +85,7 @@ class Train(Sgd):
         return {name: stem.with_name(f"{stem.name}_{name}h") for name in ("best.pt", "final.pt")}
 
 
-class Evaluate(Loading, Machine):
+class Evaluate(Loading, Machine, Suffixed):
     """Measure the information left under random channel subsets of each convolution of a trained network."""
 
     study = "layerwise-mi"
@@ -131,6 +134,21 @@ class Evaluate(Loading, Machine):
     checkpoint_dir: str = flag("./checkpoints", "Where best and final are looked for.", where=True)
     results_dir: str = flag("./results", "Where results are exported.", where=True)
 
+    @field_validator("layers", mode="before")
+    @classmethod
+    def _a_number_names_a_layer(cls, value: Any) -> Any:
+        """A file may hold ``[conv1, 2]``."""
+        if not isinstance(value, list | tuple):
+            return value
+        return [str(v) if isinstance(v, int) and not isinstance(v, bool) else v for v in value]
+
+    @field_validator("save_predictions")
+    @classmethod
+    def _an_npz(cls, value: str) -> str:
+        if value and not value.endswith(".npz"):
+            raise ValueError("its name must end in .npz")
+        return value
+
     def canonical(self) -> Evaluate:
         """No seed is seed 0: it names other files, but the checkpoint is told by its content."""
         return self.model_copy(update={"seed": self.random_seed})
@@ -153,7 +171,8 @@ class Evaluate(Loading, Machine):
     @property
     def results_file(self) -> Path:
         kind = Path(self.checkpoint).stem if self.is_path else self.checkpoint
-        return Path(self.results_dir) / f"{seeded_name(f'mi_results_{kind}', self.seed)}.json"
+        stem = f"mi_results_{kind}" + (f"_{self.suffix}" if self.suffix else "")
+        return Path(self.results_dir) / f"{seeded_name(stem, self.seed)}.json"
 
 
 class Evaluation(Evaluate):
@@ -173,7 +192,10 @@ class Visualize(Settings):
 
     results_dir: str = flag("./results", "Where results were exported.", where=True)
     plots_dir: str = flag("./plots", "Where plots are written.", where=True)
-    checkpoint: str = flag("best", "Results of these checkpoints: best, final, or the stem of a file.")
+    checkpoint: str = flag(
+        "best",
+        "Results of these checkpoints: best, final, or the stem of a file; with _SUFFIX where evaluate was given one.",
+    )
     models: tuple[str, ...] = flag((), "Only these architectures (all by default).")
     seeds: tuple[int, ...] = flag((), "Only these seeds (all by default).")
 

@@ -107,10 +107,19 @@ def read(s: Evaluate) -> Opened:
         words = f"--model {s.model}" + (f" --seed {s.seed}" if s.seed is not None else "")
         raise UserError(f"no checkpoint {s.source}; `perturblab layerwise-mi train {words}` makes it")
     content = read_checkpoint(s.source)
-    weights = content.pop("model", content)
-    if not isinstance(weights, dict):
-        raise UserError(f"{s.source}: its model is no dictionary of weights")
+    key = next((key for key in ("model", "model_state_dict") if key in content), None)
+    weights = content.pop(key) if key else content
+    if not is_state(weights):
+        where = f"its {key} is" if key else "it is"
+        raise UserError(f"{s.source} is no checkpoint of a network: {where} no dictionary of named weights")
     return Opened(weights, digest(s.source.read_bytes()), content)
+
+
+def is_state(weights: Any) -> bool:
+    """Whether these can be the weights of some network."""
+    return isinstance(weights, dict) and all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in weights.items()
+    )
 
 
 def evaluation(settings: Evaluate, opened: Opened) -> Evaluation:
@@ -126,6 +135,10 @@ def evaluation(settings: Evaluate, opened: Opened) -> Evaluation:
         "normalize": settings.normalize or said.get("normalize", "documented"),
         "selected_on": said.get("selected_on") or ("test" if settings.source.stem.endswith("best") else ""),
     })  # fmt: skip
+    if outline(s).state_dict().keys() != opened.weights.keys():
+        load_weights(
+            outline(s), opened.weights, settings.source
+        )  # says what differs, before data are looked for
     chosen = convolutions(s)
     check_subsets(s, chosen)
     names = tuple(site.name for site in chosen.values())
@@ -134,8 +147,7 @@ def evaluation(settings: Evaluate, opened: Opened) -> Evaluation:
 
 def convolutions(s: Evaluation) -> Convolutions:
     """Those asked for by ``conv1``, ``features.0`` or ``0``, from first to last. UserError names them all."""
-    with torch.device("meta"):
-        model = MODELS[s.model](width=s.width, head=HEAD)
+    model = outline(s)
     sites = dict(enumerate(site for site in model.sites() if len(site.shape) == 3))
     for name in s.layers:
         if not any(name in (*site.names, str(index)) for index, site in sites.items()):
@@ -143,6 +155,12 @@ def convolutions(s: Evaluation) -> Convolutions:
             raise UserError(f"no layer '{name}' in {s.model}; its layers are {there}")
     wanted = {i: site for i, site in sites.items() if {*site.names, str(i)} & {*s.layers}}
     return wanted if s.layers else sites
+
+
+def outline(s: Evaluation) -> SteppedModel:
+    """The network without memory for its weights."""
+    with torch.device("meta"):
+        return MODELS[s.model](width=s.width, head=HEAD)
 
 
 def check_subsets(s: Evaluation, chosen: Convolutions) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any
@@ -15,8 +16,8 @@ from perturblab.information import bits
 from perturblab.report.tables import Table
 from perturblab.runs import Row, RunFolder, publish
 from perturblab.sites import Site
-from perturblab.studies.layerwise_mi import Evaluate, Evaluation
-from perturblab.terminal import UserError, say
+from perturblab.studies.layerwise_mi import CONVOLUTIONS, Evaluate, Evaluation
+from perturblab.terminal import UserError, warn
 
 Entry = dict[str, Any]
 
@@ -89,10 +90,51 @@ def merge(path: Path, entry: Entry) -> None:
         there = read_entries(path)
         before = there.get(entry["model_name"], entry)
         if before.get("run_id") != entry["run_id"]:
-            other = before.get("run_id", "of the original scripts")
-            say(f"{path}: {entry['model_name']} is now run {entry['run_id']}; it was run {other}")
+            warn(replaced(path, before, entry))
         there[entry["model_name"]] = entry
         write_atomic(path, as_json(there))
+
+
+def replaced(path: Path, before: Entry, now: Entry) -> str:
+    """One line: which entry gives way to which, and what sets them apart."""
+    old, new = evaluated(before), evaluated(now)
+    apart = [key for key in WORDS if key in old and old[key] != new.get(key)]
+    apart += [key for key in WORDS if key in new and key not in old and "run_id" in before]
+    was, is_now = (", ".join(words[key] for key in apart if key in words) for words in (old, new))
+    other = before.get("run_id", "of the original scripts")
+    changed = f"; was {was or 'without'}; now {is_now or 'without'}" if apart else ""
+    return (
+        f"{path}: {now['model_name']} is now run {now['run_id']}; it was run {other}{changed}; "
+        "--suffix WORD keeps an evaluation beside others"
+    )
+
+
+WORDS = {
+    "layers": "{}", "dataset": "{}", "mi_split": "split {}", "n_images": "{:,} images", "n_subsets": "{} subsets per layer",
+    "keep_min": "keep_min {}", "ablation": "ablation {}", "normalize": "normalize {}", "width": "width {:g}", "precision": "{}",
+    "seed": "seed {}", "sha256": "checkpoint {:.10}",
+}  # fmt: skip
+"""What may set evaluations apart, and how it is said."""
+
+
+def evaluated(entry: Entry) -> dict[str, str]:
+    """What an entry says was evaluated, by the keys of ``WORDS``."""
+    layers = [int(one["layer_idx"]) for one in entry["layers"]]
+    count = f"{len(layers)} layer{'s' if len(layers) > 1 else ''}"
+    names = named(entry["model_name"], layers)
+    said = {**entry, "layers": count if names == "all" else f"{count} ({names})"}
+    return in_words(said)
+
+
+def in_words(said: dict[str, Any]) -> dict[str, str]:
+    """The values that are there, as text."""
+    return {key: text.format(said[key]) for key, text in WORDS.items() if said.get(key) is not None}
+
+
+def named(model: str, layers: Sequence[int]) -> str:
+    """``conv1 conv5`` for layers 0 and 4; ``all`` where these are all that the model has."""
+    every = list(range(CONVOLUTIONS.get(model, len(layers))))
+    return "all" if list(layers) == every else " ".join(f"conv{index + 1}" for index in layers)
 
 
 def as_json(content: Any) -> bytes:
@@ -160,7 +202,7 @@ def notes(entry: Entry) -> list[str]:
         f"{high:.4f}; with permuted labels {entry['baseline_null_mean_nats']:.4f}; the labels hold "
         f"{entry['label_entropy_nats']:.4f}. Accuracy {100 * entry['baseline_accuracy']:.2f} %.",
         f"MI of labels and predictions over {entry['n_images']:,} {entry['mi_split']} images of {entry['dataset']}, in nats; "
-        f"std over subsets (ddof 0); ablation: {entry['ablation']}.",
+        f"std over subsets (ddof 0); ablation: {entry['ablation']}. Layer counts from 0: layer 0 is conv1.",
     ]
     if mark := selection(entry):
         lines.append(mark)

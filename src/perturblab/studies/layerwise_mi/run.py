@@ -40,9 +40,11 @@ def train(settings: Train) -> None:
     with stop_on_signals() as stop:
         perform(run, partial(work, s, settings, stop), partial(export, settings.exports))
     found = run.results()
-    if found["target_epoch"] is None:
-        warn(f"{s.model}: {s.target_acc:g} % clean train accuracy was not reached; try more --epochs")
-    say(ending(settings, found))
+    if found["target_epoch"] is None:  # told once, as the warning that it is
+        say(done(settings, found))
+        warn(f"{s.model}: {target(found)}; try more --epochs")
+    else:
+        say(ending(settings, found))
 
 
 def folder(settings: Train) -> RunFolder:
@@ -178,13 +180,19 @@ def results(s: Train, rows: list[Row]) -> dict[str, Any]:
 
 
 def ending(asked: Train, found: dict[str, Any]) -> str:
-    """One line: whether the target was reached, and what came out."""
-    reached = found["target_epoch"]
-    target = f"{found['target_acc']:g} % train accuracy " + (
-        f"in epoch {reached}" if reached else "not reached"
-    )
+    """One line: what came out, and whether the target was reached."""
+    return f"{done(asked, found)}; {target(found)}"
+
+
+def done(asked: Train, found: dict[str, Any]) -> str:
     return (
-        f"{'✓' if reached else '✗'} {asked.model}: {target}; best test {found['best_test_acc']:.2f} % (epoch "
-        f"{found['best_epoch']}, selected on {found['selected_on']}), final test {found['final_test_acc']:.2f} %, train "
-        f"{found['final_train_acc']:.2f} % -> {asked.exports['best.pt']}, {asked.exports['final.pt'].name}"
+        f"{asked.model} done: best test {found['best_test_acc']:.2f} % (epoch {found['best_epoch']}, selected on "
+        f"{found['selected_on']}), final test {found['final_test_acc']:.2f} %, train {found['final_train_acc']:.2f} % "
+        f"-> {asked.exports['best.pt']}, {asked.exports['final.pt'].name}"
     )
+
+
+def target(found: dict[str, Any]) -> str:
+    reached = found["target_epoch"]
+    mark = f"✓ reached in epoch {reached}" if reached else "✗ not reached"
+    return f"target {found['target_acc']:g} % train accuracy {mark}"
