@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -567,6 +568,7 @@ def test_a_batch_larger_than_the_set_is_told_before_anything_is_trained(changed:
 
 def test_jobs_writes_the_documented_files_and_every_line_parses_to_its_run(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("shutil.which", lambda name: sys.executable)
     words = (
         "--epochs",
         "3",
@@ -594,6 +596,17 @@ def test_jobs_writes_the_documented_files_and_every_line_parses_to_its_run(tmp_p
             arch_word, seed = line.split()
             filled = command.replace('"${1}"', arch_word).replace('"${2}"', seed)
             assert parsed(*shlex.split(filled)[3:]) in cells
+
+
+@pytest.mark.parametrize(("dataset", "name"), [
+    ("cifar100", "vgg9_cifar100"), ("digits", "vgg9_digits"), ("parquet:my data/cifar 10", "vgg9_cifar-10"),
+    ("npz:some/where/mine.npz", "vgg9_mine"),
+])  # fmt: skip
+def test_the_scheduler_shows_architecture_and_data_set(tmp_path, monkeypatch, dataset, name) -> None:
+    monkeypatch.chdir(tmp_path)
+    called("first-layer-mi", "jobs", "--architectures", "vgg9", "--dataset", dataset)
+    lines = Path("scripts/job_manager_vgg9.sh").read_text().splitlines()
+    assert {f"#$ -N {name}", f"#SBATCH --job-name={name}"} <= set(lines)
 
 
 def test_a_script_runs_its_lines_under_bash_and_a_number_picks_one(tmp_path: Path) -> None:

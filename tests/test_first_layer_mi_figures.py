@@ -245,6 +245,23 @@ def test_the_three_pictures_are_drawn_with_their_numbers_beside_them(tmp_path: P
     assert [float(row["mean"]) for row in curves] == pytest.approx([4.0] * 3 + [0.97] * 3 + [1.05] * 3)
 
 
+@pytest.mark.parametrize(("changed", "final", "during"), [
+    ({}, "cifar100, information on 10,240 train images", "cifar100, information on 5,120 train images"),
+    ({"dataset": "parquet:a/b/mine", "mi_split": "test"}, "cifar100, mine, information on unequal images", ""),
+])  # fmt: skip
+def test_every_picture_names_data_set_and_images(
+    tmp_path: Path, monkeypatch, changed: dict[str, Any], final: str, during: str
+) -> None:
+    write(tmp_path, "vgg9", 0)
+    write(tmp_path, "vgg11", 0, **changed)
+    titles = []
+    monkeypatch.setattr(
+        "matplotlib.figure.Figure.savefig", lambda figure, *_, **__: titles.append(figure.get_suptitle())
+    )
+    draw_results(read_results(tmp_path), tmp_path / "plots", Units("nats"), dpi=40)
+    assert [title.partition("\n")[2] for title in titles] == [final, during or final, final]
+
+
 def test_masks_are_averaged_in_bins_of_the_fraction_kept_and_the_intact_network_closes_the_line(
     tmp_path: Path,
 ) -> None:

@@ -331,6 +331,37 @@ def test_a_real_run_through_a_script_equals_the_same_command_and_is_not_run_agai
     assert files_of(project) == times, "the exported file that was gone is there again"
 
 
+# ---- which Python ------------------------------------------------------------------------------------------------------
+
+
+def venv(folder: Path) -> Path:
+    """``bin/python`` of a virtual environment as venv makes it: a link to the Python that made it."""
+    folder.joinpath("bin").mkdir(parents=True)
+    folder.joinpath("bin/python").symlink_to(os.path.realpath(sys.executable))
+    return folder / "bin/python"
+
+
+@pytest.mark.parametrize(("on_path", "flags", "warned"), [
+    ("mine", {}, False),
+    ("other", {}, True),
+    ("", {}, True),
+    ("other", {"prefix": "/x/python -m perturblab"}, False),
+    ("other", {"environment": "env.sh"}, False),
+])  # fmt: skip
+def test_another_python_than_the_one_that_runs_is_warned_of_in_one_line_with_the_prefix_to_give(
+    project: Path, monkeypatch, capsys, on_path: str, flags: dict[str, str], warned: bool
+) -> None:
+    mine, _ = venv(project / "mine"), venv(project / "other")
+    monkeypatch.setattr(sys, "executable", str(mine))
+    monkeypatch.setenv("PATH", str(project / on_path / "bin") if on_path else "")
+    hand_over([Path("scripts/a.sh")], JobFlags.parse(flags))
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == warned
+    for line in lines:
+        (prefix,) = shlex.split(line.partition("--prefix ")[2])
+        assert shlex.split(prefix) == [str(mine), "-m", "perturblab"]
+
+
 # ---- submitting --------------------------------------------------------------------------------------------------------
 
 

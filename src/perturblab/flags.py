@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import field_validator
@@ -84,6 +85,12 @@ class Suffixed(Settings):
         if any(c in "/\\" or not c.isprintable() for c in value):
             raise ValueError("it must be a part of a file name")
         return value
+
+
+def data_name(dataset: str) -> str:
+    """What a data set is called in titles and names of jobs: ``digits``, of ``npz:some/where/mine.npz`` ``mine``."""
+    kind, _, path = dataset.partition(":")
+    return (Path(path).stem or kind) if path else kind
 
 
 def is_upright(dataset: str) -> bool:

@@ -24,6 +24,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Self
@@ -33,8 +34,9 @@ from pydantic import field_validator, model_validator
 from perturblab.files import write_atomic, writing_to
 from perturblab.launch import Cell, jobscript
 from perturblab.settings import Settings, as_words, flag
-from perturblab.terminal import UserError, say
+from perturblab.terminal import UserError, say, warn
 
+PREFIX = "python -m perturblab"
 STARTS_WITH = {"sge": "qsub", "slurm": "sbatch", "shell": "bash"}
 
 
@@ -54,7 +56,7 @@ class JobFlags(Settings):
     environment: str = flag(
         "", "File with shell lines that prepare a run (module load, conda activate).", where=True
     )
-    prefix: str = flag("python -m perturblab", "How the scripts call the program.", where=True)
+    prefix: str = flag(PREFIX, "How the scripts call the program.", where=True)
     output_dir: str = flag("scripts", "Where the scripts are written.", where=True)
 
     @field_validator("mem")
@@ -121,7 +123,12 @@ def write_array(
 
 
 def hand_over(scripts: Sequence[Path], jobs: JobFlags) -> None:
-    """Submit the scripts if asked to, else print the command that does. UserError when the scheduler is not here."""
+    """Submit the scripts if asked to, else print the command that does. UserError when the scheduler is not here.
+
+    Warns where the ``python`` of the default prefix is another one than runs now, and no environment file changes that.
+    """
+    if jobs.prefix == PREFIX and not jobs.environment:
+        _warn_of_another_python()
     program = STARTS_WITH[jobs.scheduler]
     if not jobs.submit:
         say(f"wrote {len(scripts)} scripts; start them with:")
@@ -134,6 +141,18 @@ def hand_over(scripts: Sequence[Path], jobs: JobFlags) -> None:
         ended = subprocess.run([program, str(script)])  # its own words reach the user
         if ended.returncode:
             raise UserError(f"{program} refused {script} (exit code {ended.returncode})")
+
+
+def _warn_of_another_python() -> None:
+    """The folder counts too: a virtual environment's ``python`` is a link to the one that it was made with."""
+    found = shutil.which("python")
+    there, here = ((Path(p).parent.resolve(), Path(p).resolve()) for p in (found or "", sys.executable))
+    if there != here:
+        prefix = f"{shlex.quote(sys.executable)} -m perturblab"
+        warn(
+            f"the scripts call `python`, here {found or 'not on PATH'}, not the one that runs now; unless jobs find "
+            f"another, write them with --prefix {shlex.quote(prefix)}"
+        )
 
 
 def _check(cells: Sequence[Cell], parameters: Sequence[str], job_name: str) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from perturblab.flags import data_name
 from perturblab.report import plots, scatter
 from perturblab.report.groups import Alike, alike
 from perturblab.report.plots import Axis, Curve, Line, Panel
@@ -68,9 +70,8 @@ def _diff_against_gap(groups: Sequence[Group], folder: Path, units: Units, dpi: 
         "generalization gap: clean train − test accuracy (points)", f"MI full − mean MI masked ({units.name})"
     )
     notes = correlations([run for group in groups for run in group.runs])
-    figure = scatter.scatter(
-        "Information lost in the first layer against generalization gap", clouds, axis, notes
-    )
+    title = "Information lost in the first layer against generalization gap"
+    figure = scatter.scatter(title + _measured_on(groups, "final_n_images"), clouds, axis, notes)
     return scatter.save(figure, clouds, axis, folder / "mi_diff_vs_gen_gap.png", dpi)
 
 
@@ -81,7 +82,8 @@ def _over_epochs(groups: Sequence[Group], folder: Path, units: Units, dpi: int) 
     lines = {title: _lines(groups, partial(drawn, key=key)) for title, key in OVER_EPOCHS.items()}
     panels = [Panel(title, of_groups) for title, of_groups in lines.items() if of_groups]
     axis = Axis("epoch", f"mutual information ({units.name})", whole=True)
-    figure = plots.picture(f"Information during training{_images(groups, 'history_n_images')}", panels, axis)
+    title = f"Information during training{_measured_on(groups, 'history_n_images')}"
+    figure = plots.picture(title, panels, axis)
     return plots.save(figure, panels, folder / "mi_over_epochs.png", dpi)
 
 
@@ -96,7 +98,7 @@ def _against_kept(groups: Sequence[Group], folder: Path, units: Units, dpi: int)
         f"mutual information ({units.name})",
         xlim=(0, 1.02),
     )
-    title = f"Information with first-layer elements removed at random{_images(groups, 'final_n_images')}"
+    title = f"Information with first-layer elements removed at random{_measured_on(groups, 'final_n_images')}"
     figure = plots.picture(title, panels, axis)
     return [plots.save(figure, panels, folder / "mi_vs_kept_first_layer.png", dpi)]
 
@@ -137,8 +139,14 @@ def _name(group: Group) -> str:
     return f"{arch} ({group.variant})" if group.variant else arch
 
 
-def _images(groups: Sequence[Group], key: str) -> str:
-    """On how many images, if that is the same for all."""
-    sizes = {run.finals.get(key) for group in groups for run in group.runs}
-    size = sizes.pop() if len(sizes) == 1 else None
-    return f", {size:,.0f} images" if size else ""
+def _measured_on(groups: Sequence[Group], key: str) -> str:
+    """The second line of a title: the data set and the images of the information, ``key`` says how many."""
+    runs = [run for group in groups for run in group.runs]
+    names = dict.fromkeys(data_name(run.settings["dataset"]) for run in runs if run.settings["dataset"])
+    (n, split), *others = dict.fromkeys((run.finals.get(key), run.settings["mi_split"]) for run in runs)
+    if others:
+        images = ["information on unequal images"]
+    else:  # the original scripts record neither
+        images = [f"information on {n:,.0f} {split} images"] if n else []
+    line = ", ".join([*names, *images])
+    return f"\n{textwrap.fill(line, scatter.WRAP)}" if line else ""
