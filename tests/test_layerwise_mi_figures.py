@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from commandline import called, refusal
+from perturblab.report import plots
 from perturblab.report.tables import as_text
 from perturblab.studies.layerwise_mi import Visualize
 from perturblab.studies.layerwise_mi.figures import draw_results, summary
@@ -51,7 +53,7 @@ def newer(
 
 
 def put(folder: Path, *entries: dict[str, Any], name: str = "mi_results_best") -> None:
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.json").write_text(json.dumps({entry["model_name"]: entry for entry in entries}))
 
 
@@ -103,10 +105,11 @@ def test_the_pictures_have_the_documented_names_and_the_numbers_of_the_files(one
 def test_information_against_the_fraction_kept_is_the_mean_of_each_tenth_and_ends_at_the_intact_network(
     one,
 ) -> None:
-    rows = [row for row in one["mi_vs_kept.png"] if row["line"] == "1"]
+    rows = [row for row in one["mi_vs_kept.png"] if row["line"] == "conv1"]
     assert [float(row["x"]) for row in rows] == pytest.approx([0.05, 0.25, 0.75, 0.95, 1.0])
     assert [float(row["mean"]) for row in rows] == pytest.approx([0.0, 1.0, 2.0, 2.0, 2.0])
-    assert {row["line"] for row in one["mi_vs_kept.png"]} == {"1", "2", "3"}
+    assert {row["line"] for row in one["mi_vs_kept.png"]} == {"conv1", "conv2", "conv3"}
+    assert [row["subsets"] for row in rows] == ["1", "1", "1", "1", ""]  # the last is the intact network
 
 
 def test_seeds_are_averaged_and_told_with_their_spread(tmp_path) -> None:
@@ -114,7 +117,7 @@ def test_seeds_are_averaged_and_told_with_their_spread(tmp_path) -> None:
     text = table(tmp_path)
     spread = np.std([0.8, 0.9, 1.0])
     assert f"0.900 ± {spread:.3f}" in text  # vgg11, mean over its layers and seeds
-    assert "1.000 at 1  0.800 at 3  3" in text
+    assert "1.000 at conv1  0.800 at conv3  3" in text
     assert "single seed" not in text
     assert len(drawn(tmp_path)["mi_progression.png"]) == 2 * 3 * 3
 
@@ -150,8 +153,80 @@ def test_runs_of_other_layers_are_kept_apart(tmp_path) -> None:
     put(tmp_path, newer("vgg11", 0), name="mi_results_best_seed0")
     put(tmp_path, few | {"layers": few["layers"][1:]}, name="mi_results_best_seed1")
     text = table(tmp_path)
-    assert "vgg11 (layers=0 1 2)" in text
-    assert "vgg11 (layers=1 2)" in text
+    assert "vgg11 (layers=conv1 conv2 conv3)" in text
+    assert "vgg11 (layers=conv2 conv3)" in text
+
+
+FULL = {"n_images": 2000, "n_subsets": 4, "ablation": "weight"}
+
+
+def pictured(folder: Path) -> list[Figure]:
+    """The figures as they are written."""
+    figures: list[Figure] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "write_png", lambda figure, path, dpi: figures.append(figure))
+        drawn(folder)
+    return figures
+
+
+def footnotes(folder: Path) -> list[str]:
+    return [figure.get_supxlabel().replace("\n", " ") for figure in pictured(folder)]
+
+
+def test_architectures_that_were_evaluated_differently_are_marked_in_table_and_pictures(tmp_path) -> None:
+    put(tmp_path, newer("vgg11", **FULL), newer("vgg16", **FULL | {"n_images": 20, "ablation": "zero"}))
+    text = table(tmp_path)
+    assert "vgg11 (n_images=2000, ablation=weight)" in text
+    assert "vgg16 (n_images=20, ablation=zero)" in text
+    for shown in (text, *footnotes(tmp_path)):
+        assert "conv1 conv2 conv3, cifar10, test split, 4 subsets per layer." in " ".join(shown.split())
+        assert "Evaluated differently, as the names say (n_images, ablation)" in " ".join(shown.split())
+    (legend, _, _) = (axes.get_legend() for axes in pictured(tmp_path)[0].axes)
+    assert "n_images=20" in legend.get_texts()[1].get_text()
+
+
+def test_what_all_evaluations_share_stands_below_table_and_pictures(tmp_path) -> None:
+    put(tmp_path, newer("vgg11", **FULL), newer("vgg16", **FULL))
+    for shown in (table(tmp_path), *footnotes(tmp_path)):
+        assert "cifar10, test split, 2,000 images, 4 subsets per layer, ablation weight" in shown
+        assert "differently" not in shown
+
+
+def test_all_layers_of_two_depths_are_no_difference(tmp_path) -> None:
+    put(tmp_path, original("vgg11", 8), original("vgg13", 10))
+    assert "layers=" not in table(tmp_path)
+
+
+def test_a_footnote_explains_only_what_is_drawn(tmp_path) -> None:
+    put(tmp_path / "one", newer("vgg11"))
+    assert not any("seed" in note for note in footnotes(tmp_path / "one"))
+    three_seeds(tmp_path / "three")
+    assert all("thin: each seed" in note for note in footnotes(tmp_path / "three"))
+    assert "mean over the subsets in a tenth" in footnotes(tmp_path / "one")[1]
+
+
+def test_the_axes_reach_down_to_losses_below_0_and_to_the_edges_of_the_bands(tmp_path) -> None:
+    put(tmp_path, newer("vgg11", lost=-0.5))  # the subsets say more than the intact network
+    for axes in pictured(tmp_path)[0].axes:
+        low, high = axes.get_ylim()
+        assert low < -0.7  # of the third layer
+        assert high > 2.7 + float(np.std([0, 2.7, 2, 2]))
+
+
+def test_a_results_file_without_entries_is_told_as_such(tmp_path) -> None:
+    put(tmp_path)
+    told = refusal("layerwise-mi", "visualize", "--results_dir", str(tmp_path))
+    assert told.startswith(
+        f"{tmp_path}/mi_results_best.json: no results in there; `perturblab layerwise-mi evaluate"
+    )
+
+
+def test_evaluations_with_a_suffix_are_shown_by_the_name_of_their_file(tmp_path) -> None:
+    put(tmp_path, newer("vgg11"))
+    put(tmp_path, newer("vgg16", 2), name="mi_results_best_zero_seed2")
+    found = read_results(Visualize(results_dir=str(tmp_path), checkpoint="best_zero"))
+    assert [(r.model, r.seed) for r in found] == [("vgg16", 2)]
+    assert [r.model for r in read_results(Visualize(results_dir=str(tmp_path)))] == ["vgg11"]
 
 
 @pytest.mark.parametrize(("change", "marked"), [

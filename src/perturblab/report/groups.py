@@ -37,8 +37,11 @@ class Alike(Generic[R]):
     runs: tuple[R, ...]
 
 
-def alike(runs: Iterable[R], keys: Sequence[str]) -> list[Alike[R]]:
-    """Runs of equal arm and settings, in the order of ``runs``; ``keys`` are the settings that may tell them apart."""
+def alike(runs: Iterable[R], keys: Sequence[str], across: bool = False) -> list[Alike[R]]:
+    """Runs of equal arm and settings, in the order of ``runs``; ``keys`` are the settings that may tell them apart.
+
+    ``across``: the variant tells them from other arms too, where all stand in one picture to be compared.
+    """
     sets: list[list[R]] = []
     for run in runs:
         home = next((s for s in sets if s[0].arm == run.arm and s[0].settings == run.settings), None)
@@ -49,7 +52,7 @@ def alike(runs: Iterable[R], keys: Sequence[str]) -> list[Alike[R]]:
     made = []
     for own in sets:
         siblings = [s for s in sets if s[0].arm == own[0].arm]
-        variant = _variant(own[0].settings, [s[0].settings for s in siblings], keys)
+        variant = _variant(own[0].settings, [s[0].settings for s in (sets if across else siblings)], keys)
         made.append(Alike(variant, siblings.index(own), tuple(own)))
     return made
 

@@ -10,16 +10,18 @@ from typing import Any
 
 import numpy as np
 
-from perturblab.report.groups import Alike, alike, refuse_twins, warn_of_mixtures
+from perturblab.report.groups import Alike, alike, differing, refuse_twins, warn_of_mixtures
 from perturblab.report.reading import Floats, check_choice, natural, number, numbers
 from perturblab.studies.layerwise_mi import Visualize
-from perturblab.studies.layerwise_mi.results import Entry, read_entries
+from perturblab.studies.layerwise_mi.results import Entry, in_words, named, read_entries
 from perturblab.terminal import UserError
 
 SETTINGS = (
     "script", "dataset", "mi_split", "n_images", "n_subsets", "keep_min", "ablation", "normalize", "width", "precision", "selected_on",
     "layers",
 )  # fmt: skip
+USUAL = {"keep_min": 0, "normalize": "documented", "width": 1.0, "precision": "fp32", "layers": "all"}
+"""What goes without saying."""
 MAKES_THEM = "`perturblab layerwise-mi evaluate --model vgg11` makes one"
 
 
@@ -67,6 +69,8 @@ def read_results(s: Visualize) -> list[Result]:
     files = {path: m for path in sorted(folder.glob("*.json")) if (m := named.fullmatch(path.name))}
     found = [_result(path, m[1], *item) for path, m in files.items() for item in read_entries(path).items()]
     if not found:
+        if files:
+            raise UserError(f"{', '.join(map(str, files))}: no results in there; {MAKES_THEM}")
         there = sorted(path.stem for path in folder.glob("mi_results_*.json"))
         hint = f"there are {', '.join(there)}" if there else MAKES_THEM
         raise UserError(f"no results of '{s.checkpoint}' checkpoints in {folder}: {hint}")
@@ -83,13 +87,27 @@ def read_results(s: Visualize) -> list[Result]:
 
 
 def groups(results: Sequence[Result]) -> list[Group]:
-    return alike(results, SETTINGS)
+    """Networks that may be averaged; their variant says what sets their evaluation apart from any other."""
+    return alike(results, SETTINGS, across=True)
+
+
+def notes(results: Sequence[Result]) -> list[str]:
+    """What all evaluations share, and in what they differ."""
+    settings = [r.settings for r in results]
+    apart = differing(settings, SETTINGS)
+    shared = {k: v for k, v in settings[0].items() if k not in apart and v != USUAL.get(k)}
+    lines = [f"{', '.join(in_words(shared).values())}."] if in_words(shared) else []
+    if apart:
+        lines.append(
+            f"Evaluated differently, as the names say ({', '.join(apart)}): do not compare them as equals."
+        )
+    return lines
 
 
 def _result(path: Path, seed: str | None, model: str, entry: Entry) -> Result:
     """``seed`` is that of the file's name; without one it is the entry's, or 0."""
     settings = {key: entry.get(key) for key in SETTINGS}
-    settings["layers"] = " ".join(str(one["layer_idx"]) for one in entry["layers"])
+    settings["layers"] = named(model, [int(one["layer_idx"]) for one in entry["layers"]])
     settings["script"] = "perturblab" if "run_id" in entry else "original"
     given = int(seed) if seed is not None else entry.get("seed", 0)
     baseline = entry.get("baseline_mi_nats")

@@ -110,7 +110,7 @@ def replaced(path: Path, before: Entry, now: Entry) -> str:
 
 
 WORDS = {
-    "layers": "{}", "dataset": "{}", "mi_split": "split {}", "n_images": "{:,} images", "n_subsets": "{} subsets per layer",
+    "layers": "{}", "dataset": "{}", "mi_split": "{} split", "n_images": "{:,} images", "n_subsets": "{} subsets per layer",
     "keep_min": "keep_min {}", "ablation": "ablation {}", "normalize": "normalize {}", "width": "width {:g}", "precision": "{}",
     "seed": "seed {}", "sha256": "checkpoint {:.10}",
 }  # fmt: skip
