@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -22,12 +22,13 @@ from commandline import called, parsed, refusal
 from conftest import environment, one_thread
 from perturblab.experiment import load_images
 from perturblab.images import Batch
+from perturblab.models.vgg import LAYOUTS
 from perturblab.objectives import Clock
 from perturblab.runs import run_folder
 from perturblab.settings import is_where
 from perturblab.signals import Interrupted, StopFlag
 from perturblab.streams import stream
-from perturblab.studies.first_layer_mi import RECORDED, Jobs, Train, Visualize
+from perturblab.studies.first_layer_mi import RECORDED, Arch, Jobs, Train, Visualize
 from perturblab.studies.first_layer_mi import run as study
 from perturblab.studies.first_layer_mi.documented import as_arrays
 from perturblab.studies.first_layer_mi.information import information, masks_of, n_images, predict, stages
@@ -68,6 +69,15 @@ def test_the_commands_on_the_studys_page_parse() -> None:
     assert len(found) >= 6
     for line in found:
         assert parsed(*shlex.split(line))
+
+
+def test_the_page_holds_what_numbers_on_digits_are_made_of() -> None:
+    text = (PAGES / "first-layer-mi.md").read_text()
+    assert all(f"| {name.upper()} | `{LAYOUTS[name]}` |" in text for name in get_args(Arch))
+    train_set, test_set = load_images(Train(arch="vgg9", seed=0, dataset="digits"))
+    mean, std = train_set.mean[0], train_set.std[0]
+    assert f"{len(train_set):,} train and {len(test_set):,} test images" in text
+    assert f"mean {mean:.4f} and population deviation {std:.4f} of the train pixels" in text
 
 
 def test_every_documented_flag_and_name_stands_in_the_page_that_maps_them() -> None:
@@ -471,7 +481,7 @@ def test_a_run_that_is_done_is_not_run_again_and_lost_files_come_back(changed: C
 
 
 def test_saved_masks_and_predictions_give_every_number_of_the_final_measurement_again(
-    base: Ran, tmp_path: Path
+    base: Ran, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Asked for after the run is done: nothing is trained; scikit-learn and NumPy make the numbers of the files."""
     path = tmp_path / "sub" / "p.npz"
@@ -493,6 +503,9 @@ def test_saved_masks_and_predictions_give_every_number_of_the_final_measurement_
     assert mutual_info_score(labels, saved["full_predictions"]) == pytest.approx(found["final_mi_full"])
     hits = (saved["predictions"] == labels).mean(1)
     np.testing.assert_allclose(hits * 100, found["final_mask_acc_pct"], atol=1e-5)
+    (code,) = re.findall(r"```python\n(.*?)```", (PAGES / "first-layer-mi.md").read_text(), re.DOTALL)
+    exec(code.replace("FILE.npz", str(path)), {})  # the page's own way
+    assert float(capsys.readouterr().out.splitlines()[-1]) == pytest.approx(found["final_mi_diff"])
     model, images = rebuilt(base)
     assert labels.tolist() == images.labels[:32].tolist()
     masks = np.unpackbits(saved["keep_masks"], axis=1, count=elements).reshape(4, *saved["shape"])

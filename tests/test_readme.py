@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 import shlex
 import subprocess
@@ -92,6 +93,8 @@ def test_the_lines_of_first_layer_mi_on_digits_run_one_after_another_and_draw_it
     assert "FINAL RESULTS" in run("perturblab first-layer-mi visualize", tmp_path)
     for name in ("mi_diff_vs_gen_gap", "mi_over_epochs", "mi_vs_kept_first_layer"):
         assert (tmp_path / "plots" / f"{name}.png").exists()
+    curves = csv.DictReader((tmp_path / "plots" / "mi_over_epochs.csv").read_text().splitlines())
+    assert {float(row["x"]) for row in curves} == {1, 2, 3, 4, 5, 6}
     assert len(list((tmp_path / "scripts").glob("job_manager_vgg*.sh"))) == 5
 
 
