@@ -101,7 +101,7 @@ def test_every_flag_is_understood_with_underscores_and_with_dashes(command) -> N
     }.get(command, ())  # fmt: skip
     cls = COMMANDS[command].settings
     for field, info in cls.model_fields.items():
-        value = {"mem": "8G", "time": "1:00:00", "gpu": "0"}.get(
+        value = {"mem": "8G", "time": "1:00:00", "gpu": "0", "save_predictions": "p.npz"}.get(
             field, {int: "3", float: "0.5", bool: "true", str: "words"}.get(info.annotation)
         )
         if value is None:
