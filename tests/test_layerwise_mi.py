@@ -273,8 +273,9 @@ def test_a_slip_is_told_in_one_line(words, told, here) -> None:
 
 
 @pytest.mark.parametrize(("words", "told"), [
-    ("--save-predictions p.txt", "--save-predictions p.txt is refused: its name must end in .npz"),
+    ("--save-predictions p.txt", "--save-predictions p.txt is refused: it must be a path that ends in .npz"),
     ("--suffix a/b", "--suffix a/b is refused: it must be a part of a file name"),
+    ("--suffix zero_seed1", "--suffix zero_seed1 is refused: the file would be read as that of a seed; use --seed"),
 ])  # fmt: skip
 def test_names_of_files_are_looked_at_first(words, told, here) -> None:
     assert refusal("layerwise-mi", "evaluate", *words.split()) == told

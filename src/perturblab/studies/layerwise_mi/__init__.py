@@ -14,6 +14,7 @@ Exports: checkpoints/{model}_best.pth and _final.pth, results/mi_results_{checkp
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -145,8 +146,15 @@ class Evaluate(Loading, Machine, Suffixed):
     @field_validator("save_predictions")
     @classmethod
     def _an_npz(cls, value: str) -> str:
-        if value and not value.endswith(".npz"):
-            raise ValueError("its name must end in .npz")
+        if value and Path(value).suffix != ".npz":
+            raise ValueError("it must be a path that ends in .npz")
+        return value
+
+    @field_validator("suffix")
+    @classmethod
+    def _no_seed(cls, value: str) -> str:
+        if re.search(r"(^|_)seed\d+$", value):
+            raise ValueError("the file would be read as that of a seed; use --seed")
         return value
 
     def canonical(self) -> Evaluate:
