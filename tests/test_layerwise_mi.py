@@ -1,6 +1,7 @@
 """layerwise-mi, train: the documented checkpoints, the target rule, and a best epoch that no kill can change."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from commandline import called, parsed, refusal
+from conftest import environment, program
 from layerwise import WIDTH, does, rows, train_words, write_images
 from perturblab.models.vgg import LAYOUTS
 from perturblab.runs import RunFolder
@@ -247,7 +249,10 @@ def test_wherever_a_kill_sends_the_run_back_to_its_best_checkpoint_is_there(tmp_
 
 @pytest.mark.slow
 def test_all_trains_the_four_documented_models_one_after_another(here, images) -> None:
-    told = does(train_words(images, "--epochs", "1", model="all"))
+    words = program(*train_words(images, "--epochs", "1", model="all"))
+    ended = subprocess.run(words, env=environment(), capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    told = ended.stdout + ended.stderr
     for model in ("vgg11", "vgg13", "vgg16", "vgg19"):
         assert Path(f"checkpoints/{model}_best.pth").exists()
         assert f"{model} done: best test" in told

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import threading
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from sklearn.metrics import mutual_info_score
 from torch import Tensor, nn
 
 from commandline import refusal
+from conftest import environment, program
 from layerwise import WIDTH, does, entry, evaluate_words, rows, train_words, write_images
 from perturblab.datasets import NORMALISATION, load
 from perturblab.studies.layerwise_mi.results import as_json, merge, replaced
@@ -403,18 +405,17 @@ def test_a_foreign_path_must_be_told_its_architecture(original, here) -> None:
 
 
 @pytest.mark.slow
-def test_of_all_a_model_without_a_checkpoint_stops_no_other(trained, tmp_path, monkeypatch, capfd) -> None:
+def test_of_all_a_model_without_a_checkpoint_stops_no_other(trained, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     for model in ("vgg11", "vgg16"):
         does(train_words(trained / "images.npz", "--epochs", "1", model=model))
-    from commandline import called
-
-    code, out, _ = called(*evaluate_words("--limit", "10", "--layers", "0", "1", model="all", subsets=2))
-    assert code == 1
+    words = program(*evaluate_words("--limit", "10", "--layers", "0", "1", model="all", subsets=2))
+    ended = subprocess.run(words, env=environment(), capture_output=True, text=True)
+    assert ended.returncode == 1
     assert json.loads(Path("results/mi_results_best.json").read_text()).keys() == {"vgg11", "vgg16"}
     for line in ("✓ vgg11: intact", "✗ vgg13: failed", "✓ vgg16: intact", "✗ vgg19: failed"):
-        assert line in out
-    assert "no checkpoint checkpoints/vgg13_best.pth" in capfd.readouterr().err
+        assert line in ended.stdout
+    assert "no checkpoint checkpoints/vgg13_best.pth" in ended.stderr
 
 
 # ---- every flag acts ---------------------------------------------------------------------------------------------------

@@ -93,6 +93,21 @@ def data_name(dataset: str) -> str:
     return (Path(path).stem or kind) if path else kind
 
 
+class Predictions(Settings):
+    """A command that can write its masks and predictions to a file."""
+
+    save_predictions: str = flag(
+        "", "Also write every mask and prediction to this .npz file.", "--save-predictions", where=True
+    )
+
+    @field_validator("save_predictions")
+    @classmethod
+    def _an_npz(cls, value: str) -> str:
+        if value and not value.endswith(".npz"):
+            raise ValueError("it must be a path that ends in .npz")
+        return value
+
+
 def is_upright(dataset: str) -> bool:
     """Whether a mirrored image would be another thing: a flipped digit is no digit."""
     return dataset in ("digits", "mnist")

@@ -21,7 +21,7 @@ from typing import ClassVar, Literal
 
 from pydantic import field_validator
 
-from perturblab.flags import Fitting, Suffixed, each_once, is_upright
+from perturblab.flags import Fitting, Predictions, Suffixed, each_once, is_upright
 from perturblab.launch.arrays import JobFlags
 from perturblab.settings import Command, Settings, flag, is_where
 
@@ -73,7 +73,7 @@ RECORDED = tuple(name for name, info in Training.model_fields.items() if not is_
 """What else than architecture and seed decides what a run computes; the result files hold all of it."""
 
 
-class Train(Training, Suffixed):
+class Train(Training, Suffixed, Predictions):
     """Train one network, and measure the information that masked first layers leave."""
 
     command = "train"
@@ -85,19 +85,6 @@ class Train(Training, Suffixed):
         "--model",
     )
     seed: int = flag(..., "Random seed.", ge=0)
-    save_predictions: str = flag(
-        "",
-        "Also write the final measurement's masks and predictions to this .npz file.",
-        "--save-predictions",
-        where=True,
-    )
-
-    @field_validator("save_predictions")
-    @classmethod
-    def _arrays(cls, value: str) -> str:
-        if value and Path(value).suffix != ".npz":
-            raise ValueError("it must be a path that ends in .npz")
-        return value
 
     def canonical(self) -> Train:
         """``auto`` is resolved; without augmentation it does not matter which."""

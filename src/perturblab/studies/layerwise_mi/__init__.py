@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from pydantic import field_validator
 
-from perturblab.flags import Loading, Machine, Sgd, Suffixed
+from perturblab.flags import Loading, Machine, Predictions, Sgd, Suffixed
 from perturblab.settings import Command, Settings, flag
 
 Model = Literal["vgg9", "vgg11", "vgg13", "vgg16", "vgg19", "all"]
@@ -86,7 +86,7 @@ class Train(Sgd):
         return {name: stem.with_name(f"{stem.name}_{name}h") for name in ("best.pt", "final.pt")}
 
 
-class Evaluate(Loading, Machine, Suffixed):
+class Evaluate(Loading, Machine, Suffixed, Predictions):
     """Measure the information left under random channel subsets of each convolution of a trained network."""
 
     study = "layerwise-mi"
@@ -121,9 +121,6 @@ class Evaluate(Loading, Machine, Suffixed):
     normalize: Literal["documented", "data"] | None = flag(
         None, "Normalisation constants, as in train; read from the checkpoint, else documented."
     )
-    save_predictions: str = flag(
-        "", "Also write every mask and prediction to this .npz file.", "--save-predictions", where=True
-    )
     batch_size: int = flag(
         128,
         "Images per pass of the intact network; --memory decides for the others.",
@@ -142,13 +139,6 @@ class Evaluate(Loading, Machine, Suffixed):
         if not isinstance(value, list | tuple):
             return value
         return [str(v) if isinstance(v, int) and not isinstance(v, bool) else v for v in value]
-
-    @field_validator("save_predictions")
-    @classmethod
-    def _an_npz(cls, value: str) -> str:
-        if value and Path(value).suffix != ".npz":
-            raise ValueError("it must be a path that ends in .npz")
-        return value
 
     @field_validator("suffix")
     @classmethod
