@@ -35,6 +35,8 @@ from perturblab.sites import Site, Step, SteppedModel
 from perturblab.train import Decision, Epoch, Recipe, fit
 
 TESTS = Path(__file__).parent
+# Under nohup SIGHUP is ignored, here and in every process that a test starts.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 # The tests' operations are small: two threads only wait for each other and for other workers.
 torch.set_num_threads(1)
 # Several threads, where a test asks for them, do not spin for a core that another process has.

@@ -198,16 +198,7 @@ def test_a_sweep_that_is_stopped_takes_its_runs_along_and_goes_on_when_called_ag
 ) -> None:
     words = sweep_words(shared, *SIDE_BY_SIDE)
     runs = [cell_folder(tmp_path, shared, mode) for mode in MODES]
-    for _ in range(5):
-        ended = stopped(tmp_path, words, number, runs)
-        if ended.code != 0:
-            break
-        for left in (
-            "perturblab_runs",
-            "results",
-            "checkpoints",
-        ):  # on a busy machine it ended before the signal
-            shutil.rmtree(tmp_path / left)
+    ended = stopped(tmp_path, words, number, runs)
     assert ended.code == code, ended.output
     assert "Traceback" not in ended.output
     status = [run.status for run in runs]

@@ -13,7 +13,7 @@ from conftest import Zygote, differing, environment, files_of, program, until
 from perturblab.signals import Interrupted, stop_on_signals
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 75, signal.SIGUSR1: 75, signal.SIGUSR2: 75, signal.SIGHUP: 75}
-SLOW = [["killpoints", "slow_step", 6, 1.5]]  # the second step of the second epoch
+SLOW = [["killpoints", "slow_step", 6, 0.2]]  # the second step of the second epoch
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def test_ten_signals_in_a_row_end_in_the_same_bytes(
 ) -> None:
     """Each call does one step."""
     for number in range(10):
-        pid = zygote.start(tiny_run, tmp_path, hooks=[["killpoints", "slow_step", 1, 0.8]])
+        pid = zygote.start(tiny_run, tmp_path, hooks=[["killpoints", "slow_step", 1, 0.2]])
         until(slow_step_reached(zygote))
         os.kill(pid, list(CODES)[number % len(CODES)])
         assert zygote.wait().code in (75, 130)
