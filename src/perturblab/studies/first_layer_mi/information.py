@@ -22,7 +22,8 @@ from perturblab.information import (
     permutation_null,
 )
 from perturblab.masks import documented_subsets
-from perturblab.probes.predictions import Ablation, ablated_predictions
+from perturblab.probes.passes import Ablation
+from perturblab.probes.predictions import ablated_predictions
 from perturblab.runs import Row
 from perturblab.signals import StopFlag
 from perturblab.sites import SteppedModel
@@ -32,9 +33,8 @@ from perturblab.studies.first_layer_mi import Train
 Stage = Literal["train", "final"]
 
 SITE = "conv1"
-PERMUTATIONS = (
-    100  # their mean is known to 1 %: the values of one table vary by a tenth of themselves, or less
-)
+# The mean of 100 permutations is known to 1 %: the values of one table vary by a tenth of themselves, or less.
+PERMUTATIONS = 100
 RESAMPLES = 1000
 CALIBRATION = 100  # images
 

@@ -18,6 +18,7 @@ from perturblab.experiment import prepare, resolved
 from perturblab.files import digest
 from perturblab.images import ImageSet
 from perturblab.information import (
+    accuracy,
     bootstrap_interval,
     contingency,
     label_entropy,
@@ -43,10 +44,8 @@ from perturblab.studies.layerwise_mi.results import ending, export, read_entries
 from perturblab.studies.layerwise_mi.run import HEAD, build
 from perturblab.terminal import UserError, progress, say, warn
 
-PERMUTATIONS, RESAMPLES = (
-    200,
-    1000,
-)  # null and interval of the intact network: under a second for 10,000 images
+# Null and interval of the intact network: under a second for 10,000 images.
+PERMUTATIONS, RESAMPLES = 200, 1000
 CALIBRATION = 100  # images of the other split on which the error of bf16 is measured, for each layer
 Convolutions = dict[int, Site]
 """The chosen convolutions by their documented ``layer_idx``, which counts from 0."""
@@ -221,7 +220,7 @@ def intact(s: Evaluation, data: ImageSet, predicted: Tensor) -> Row:
         "null_mean_nats": float(null.mean()),
         "null_95_nats": float(null.quantile(0.95)),
         "label_entropy_nats": float(label_entropy(counts)),
-        "accuracy": int((predicted == data.labels).sum()) / len(data),
+        "accuracy": float(accuracy(counts)),
         "n_images": len(data),
     }
 
