@@ -13,6 +13,7 @@ from torch.nn.functional import conv2d, cross_entropy
 from perturblab import accelerate
 from perturblab.accelerate import Conv3x3
 from perturblab.augment import crop_flip
+from perturblab.hardware import autocast
 from perturblab.images import ImageSet, ShuffledSource
 from perturblab.models import MODELS
 from perturblab.runs import run_folder
@@ -38,13 +39,13 @@ def stock() -> Iterator[None]:
         yield
 
 
-def layer(dtype: torch.dtype, bias: bool = True) -> Conv3x3:
+def layer(dtype: torch.dtype, bias: bool = True, channels: int = 5) -> Conv3x3:
     torch.manual_seed(0)
-    return Conv3x3(5, 7, bias).to(dtype)
+    return Conv3x3(channels, 7, bias).to(dtype)
 
 
-def maps(shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
-    return torch.randn(3, 5, *shape, dtype=dtype, generator=torch.Generator().manual_seed(1))
+def maps(shape: tuple[int, int], dtype: torch.dtype, channels: int = 5) -> Tensor:
+    return torch.randn(3, channels, *shape, dtype=dtype, generator=torch.Generator().manual_seed(1))
 
 
 def results(conv: Conv3x3, images: Tensor) -> list[Tensor]:
@@ -63,18 +64,35 @@ def largest_difference(one: list[Tensor], other: list[Tensor]) -> float:
     )
 
 
+@pytest.mark.parametrize("channels", [5, 1])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float64, 1e-13), (torch.float32, 3e-6), (torch.bfloat16, 2e-2)], ids=str
 )
 def test_values_and_gradients_are_those_of_conv2d_up_to_rounding(
-    shape: tuple[int, int], dtype: torch.dtype, tolerance: float
+    shape: tuple[int, int], dtype: torch.dtype, tolerance: float, channels: int
 ) -> None:
-    ours = results(layer(dtype), maps(shape, dtype))
-    exact = layer(dtype).double()  # the same rounded weights
+    ours = results(layer(dtype, channels=channels), maps(shape, dtype, channels))
+    exact = layer(dtype, channels=channels).double()  # the same rounded weights
     with stock():
-        expected = results(exact, maps(shape, dtype).double())
+        expected = results(exact, maps(shape, dtype, channels).double())
     assert largest_difference(ours, expected) < tolerance
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("channels", [5, 1])
+def test_maps_leave_channels_last_however_they_came(channels: int, training: bool, precision: str) -> None:
+    many, conv = maps((9, 9), torch.float32, channels + 1), layer(torch.float32, channels=channels)
+    plain = many[:, 1:].contiguous()
+    for images in (plain, many[:, 1:], plain.contiguous(memory_format=torch.channels_last), plain[:1]):
+        with autocast(precision, images.device), torch.set_grad_enabled(training):
+            out = conv(images)
+        _, c, h, w = out.shape
+        assert out.stride() == (h * w * c, 1, w * c, c)
+        torch.testing.assert_close(
+            out.float(), conv2d(images, conv.weight, conv.bias, padding=1), atol=0.03, rtol=0.02
+        )
 
 
 @pytest.mark.parametrize("shape", [(2, 2), (8, 8), (9, 9)], ids=str)

@@ -49,6 +49,8 @@ class Conv3x3(nn.Conv2d):
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else maps.dtype
         if device == "cpu" or dtype.itemsize == 2:  # a GPU's half-precision matrix units are channels-last
             maps = maps.contiguous(memory_format=torch.channels_last)
+        if device == "cpu" and self.in_channels == 1:
+            maps = _only_channels_last(maps)
         if device == "cpu" and self._is_small(maps, dtype):
             out: Tensor = _SmallMaps.apply(maps.to(dtype), self.weight.to(dtype))
             return out if self.bias is None else out + self.bias.to(dtype).view(-1, 1, 1)
@@ -57,6 +59,16 @@ class Conv3x3(nn.Conv2d):
     def _is_small(self, maps: Tensor, dtype: torch.dtype) -> bool:
         side = SMALL if dtype.itemsize == 2 else SMALL_WEIGHT_GRADIENT
         return max(maps.shape[2:]) <= side and len(maps) * self.in_channels * self.out_channels >= WORTHWHILE
+
+
+def _only_channels_last(maps: Tensor) -> Tensor:
+    """Contiguous ``[b 1 h w]`` with the strides of channels-last alone.
+
+    One channel has both formats at once, and the library then answers channels-first. That is 0.1 ms faster (``[64 1
+    28 28]`` to 16 channels), but the max-pool behind it then takes 2.2 ms instead of 0.3, one core of an AMD EPYC.
+    """
+    b, _, h, w = maps.shape
+    return maps.view(b, h, w, 1).permute(0, 3, 1, 2)
 
 
 class _SmallMaps(torch.autograd.Function):

@@ -15,7 +15,7 @@ import click
 from pydantic.fields import FieldInfo
 
 from perturblab import __version__, quickstart
-from perturblab.settings import Command, choices_of, documented_flag, flags_of, nearest
+from perturblab.settings import Command, choices_of, documented_flag, flags_of, is_argument, nearest
 from perturblab.signals import INTERRUPTED, Interrupted
 from perturblab.studies import STUDIES
 from perturblab.sweep import SomeFailed
@@ -82,20 +82,40 @@ def click_command(name: str, command: Command) -> click.Command:
     cls = command.settings
 
     def call(config: str | None, **given: Any) -> None:
-        values = read_settings(config, cls) if config else {}
-        values.update({field: value for field, value in given.items() if value not in (None, ())})
-        settings = cls.parse(values)
-        module, _, function = command.target.partition(":")
-        getattr(import_module(module), function)(settings)
+        given = {field: value for field, value in given.items() if value not in (None, ())}
+        if command.reader:
+            values = function_of(command.reader)(config, given)
+        else:
+            values = read_settings(config, cls) if config else {}
+        function_of(command.target)(cls.parse({**values, **given}))
 
     fields = sorted(cls.model_fields.items(), key=lambda item: not item[1].is_required())
-    params: list[click.Parameter] = [option(field, info) for field, info in fields]
-    params.append(click.Option(["--config"], metavar="FILE", help="YAML file: study, fixed settings, axes."))
+    params: list[click.Parameter] = [
+        click.Argument([field], metavar=field.upper(), required=False)
+        if is_argument(info)
+        else option(field, info)
+        for field, info in fields
+    ]
+    params.append(config_option(command))
     help = (cls.__doc__ or "").strip().replace("``", "")
     first = help.partition("\n\n")[0]
     return click.Command(
         name, callback=call, params=params, help=help, short_help=first, context_settings=CONTEXT
     )
+
+
+def function_of(name: str) -> Callable[..., Any]:
+    module, _, function = name.partition(":")
+    found: Callable[..., Any] = getattr(import_module(module), function)
+    return found
+
+
+def config_option(command: Command) -> click.Option:
+    if command.reader:
+        return click.Option(
+            ["--config", "-c"], metavar="FILE", help="The study's own config file (YAML or JSON)."
+        )
+    return click.Option(["--config"], metavar="FILE", help="YAML file: study, fixed settings, axes.")
 
 
 def option(field: str, info: FieldInfo) -> click.Option:

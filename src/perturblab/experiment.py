@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -61,15 +61,25 @@ def load_images(s: Any, size: int = 32, channels: int = 3) -> tuple[ImageSet, Im
 
 def prepare(s: Machine, run: RunFolder, exports: Mapping[str, Path]) -> Ready:
     """Set up the machine, load and record the data; bad input is told before anything is computed."""
-    for target in exports.values():
+    device = start(s, exports.values())
+    train, test = load_images(s)
+    settle(s, run, device, {"train": train.digest(), "test": test.digest()})
+    return Ready(device, train.to(device), test.to(device))
+
+
+def start(s: Machine, targets: Iterable[Path]) -> torch.device:
+    """Set up the machine of a run that will write ``targets``, before anything is read."""
+    for target in targets:
         check_writable(target)
     device = hardware.pick_device(s.device)
     hardware.set_up(s.precision, s.threads)
-    train, test = load_images(s)
-    data = {"train": train.digest(), "test": test.digest()}
+    return device
+
+
+def settle(s: Machine, run: RunFolder, device: torch.device, data: dict[str, str]) -> None:
+    """Record what decides the bits, the digests of the ``data`` too, or take it up again; UserError for other data."""
     hardware.reuse(run.record(hardware.facts(device, s.precision), data))
     say(f"{run.path.name}: on {device}, {s.precision}, {torch.get_num_threads()} CPU threads, in {run.path}")
-    return Ready(device, train.to(device), test.to(device))
 
 
 def check_trainable(data: ImageSet, batch_size: int, dataset: str) -> None:

@@ -109,15 +109,15 @@ class Batch:
     """What one training step sees.
 
     ``images`` float32 ``[b c h w]``, normalised; ``labels`` int64 ``[b]``; ``index`` int64 ``[b]`` into the
-    image set; ``group`` int64 ``[b]`` (0 as found, 1 corrected) or None; ``annotation`` bool ``[b 1 h w]`` or
-    None; ``mix`` (second labels int64 ``[b]``, share float32 ``[b]`` of the first) or None.
+    image set, or into the pool for the last ``n_corrected``; ``annotation`` bool ``[b 1 h w]`` or None; ``mix``
+    (second labels int64 ``[b]``, share float32 ``[b]`` of the first) or None.
     """
 
     images: Tensor
     labels: Tensor
     index: Tensor
-    group: Tensor | None = None
     annotation: Tensor | None = None
+    n_corrected: int = 0  # the one place that says which: always the last ones (correction.md 4.5)
     mix: tuple[Tensor, Tensor] | None = None
 
 
@@ -194,3 +194,64 @@ class ShuffledSource:
     def _mixed(self, batch: Batch, mix: Mix, number: int, step: int) -> Batch:
         images, mixed = mix(batch.images, batch.labels, stream(self.seed, "cutmix", number, step))
         return replace(batch, images=images, mix=mixed)
+
+
+class MixedSource:
+    """Batches of ``batch_size - corrected_per_batch`` images and then ``corrected_per_batch`` of a ``pool``.
+
+    Every image at most once per epoch, in a fresh order; what does not fill a batch is left out. The pool is gone
+    through again and again, in a new order each time (correction.md 4.5; there the order of one epoch is repeated,
+    so that the same corrected images always meet). Neither order depends on the other set or on its size.
+    """
+
+    STRETCH = 16  # batches that are gathered at a time, as in ShuffledSource
+
+    def __init__(
+        self, data: ImageSet, pool: ImageSet, batch_size: int, corrected_per_batch: int, seed: int
+    ) -> None:
+        if not 0 <= corrected_per_batch < batch_size:
+            raise ValueError(
+                f"{corrected_per_batch} corrected images do not leave room in a batch of {batch_size}"
+            )
+        if len(data) < batch_size - corrected_per_batch:
+            raise ValueError(
+                f"a set of {len(data)} images is smaller than the {batch_size - corrected_per_batch} that a batch of "
+                f"{batch_size} takes from it"
+            )
+        if corrected_per_batch and not len(pool):
+            raise ValueError("the pool of corrected images is empty")
+        self.data, self.pool, self.seed = data, pool, seed
+        self.from_data, self.from_pool = batch_size - corrected_per_batch, corrected_per_batch
+
+    def steps(self) -> int:
+        return len(self.data) // self.from_data
+
+    def epoch(self, number: int, first_step: int = 0) -> Iterator[Batch]:
+        device = self.data.images.device
+        order = torch.randperm(len(self.data), generator=stream(self.seed, "order", number)).to(device)
+        drawn = self._drawn(number).to(device)
+        for begin in range(first_step - first_step % self.STRETCH, self.steps(), self.STRETCH):
+            end = min(begin + self.STRETCH, self.steps())
+            index = torch.cat([order[begin * self.from_data : end * self.from_data].view(-1, self.from_data),
+                               drawn[begin * self.from_pool : end * self.from_pool].view(end - begin, self.from_pool)], 1)  # fmt: skip
+            images, labels = self._gathered(index)
+            for step in range(max(first_step, begin), end):
+                at = step - begin
+                yield Batch(images[at], labels[at], index[at], n_corrected=self.from_pool)
+
+    def _drawn(self, number: int) -> Tensor:
+        """Which images of the pool the batches of an epoch take, int64 ``[steps * corrected_per_batch]``."""
+        generator, wanted = stream(self.seed, "corrected", number), self.steps() * self.from_pool
+        rounds = math.ceil(wanted / max(1, len(self.pool)))
+        orders = [torch.randperm(len(self.pool), generator=generator) for _ in range(rounds)]
+        return torch.cat(orders)[:wanted] if orders else torch.zeros(0, dtype=torch.int64)
+
+    def _gathered(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Images float32 ``[s b c h w]`` and labels ``[s b]`` of an index ``[s b]``."""
+        ours, pools = (part.flatten() for part in index.split([self.from_data, self.from_pool], 1))
+        images, labels = (
+            torch.cat([a.index_select(0, ours).unflatten(0, (len(index), -1)),
+                       b.index_select(0, pools).view(len(index), self.from_pool, *b.shape[1:])], 1)
+            for a, b in ((self.data.images, self.pool.images), (self.data.labels, self.pool.labels))
+        )  # fmt: skip
+        return self.data.normalise(images.flatten(0, 1)).view(images.shape), labels

@@ -89,6 +89,16 @@ class RunFolder:
     def failure(self) -> str:
         return str(read_json(self.path / "failure.json")["message"])
 
+    @property
+    def diverged(self) -> bool:
+        """Whether the last attempt met a number that is not finite; it would again."""
+        path = self.path / "failure.json"
+        return not self.done and path.exists() and read_json(path)["kind"] == "diverged"
+
+    def read_rows(self) -> list[Row]:
+        """The rows on the disk, for one who does not work here."""
+        return _read_rows(self.path / "rows.jsonl")
+
     # ---- working in the folder -----------------------------------------------------------------------------
 
     @contextmanager
@@ -115,7 +125,7 @@ class RunFolder:
         for name, value in row.items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise Diverged(
-                    f"{name} is not finite in epoch {row.get('epoch')}: training diverged; try a lower --lr"
+                    f"{name} is not finite in epoch {row.get('epoch')}: training diverged; try a lower learning rate"
                 )
         line = (json.dumps(row, allow_nan=False) + "\n").encode()
         with writing_to(self.path / "rows.jsonl"):

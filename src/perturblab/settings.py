@@ -20,14 +20,17 @@ from pydantic.fields import FieldInfo
 from perturblab.terminal import UserError
 
 
-def flag(default: Any, help: str, *names: str, where: bool = False, **limits: Any) -> Any:
+def flag(
+    default: Any, help: str, *names: str, where: bool = False, argument: bool = False, **limits: Any
+) -> Any:
     """A field of a settings class, and with it a flag of the command line.
 
     ``names``: documented spellings beyond ``--field_name``. ``where=True``: says where or how fast a run happens,
-    not what it computes (folders, device, progress), and is left out of the run's id. ``limits``: pydantic's
-    ``gt``, ``ge``, ``lt``, ``le``. ``default=...`` makes the flag required.
+    not what it computes (folders, device, progress), and is left out of the run's id. ``argument=True``: a word of
+    its own on the command line instead of a flag (``convert FILE``). ``limits``: pydantic's ``gt``, ``ge``, ``lt``,
+    ``le``. ``default=...`` makes the flag required.
     """
-    extra: dict[str, Any] = {"flags": list(names), "where": where}
+    extra: dict[str, Any] = {"flags": list(names), "where": where, "argument": argument}
     return Field(default, description=help, json_schema_extra=extra, validate_default=True, **limits)
 
 
@@ -108,7 +111,11 @@ class Settings(BaseModel):
         """
         words = [word for word in (self.study, self.command) if word]
         for name, value in self.model_dump(mode="json", include=self.not_default() - set(omit)).items():
-            spelt = documented_flag(name, type(self).model_fields[name])
+            info = type(self).model_fields[name]
+            spelt = documented_flag(name, info)
+            if is_argument(info):
+                words.append(value)
+                continue
             is_flag_like = isinstance(value, str) and value.startswith("-")
             words += [f"{spelt}={value}"] if is_flag_like else [spelt, *as_words(value)]
         return words
@@ -128,8 +135,14 @@ def is_where(info: FieldInfo) -> bool:
     return isinstance(info.json_schema_extra, dict) and bool(info.json_schema_extra.get("where"))
 
 
+def is_argument(info: FieldInfo) -> bool:
+    return isinstance(info.json_schema_extra, dict) and bool(info.json_schema_extra.get("argument"))
+
+
 def documented_flag(name: str, info: FieldInfo) -> str:
     """The spelling that the study's document uses: the first of the field's names, or ``--field_name``."""
+    if is_argument(info):
+        return name.upper()
     long = [n for n in flags_of(info) if n.startswith("--")]
     return long[0] if long else f"--{name}"
 
@@ -200,7 +213,12 @@ _short.maxlevel = 2
 
 @dataclass(frozen=True)
 class Command:
-    """A command of a study: its settings class and ``"module:function"``, imported only when it runs."""
+    """A command of a study: its settings class and ``"module:function"``, imported only when it runs.
+
+    ``reader`` likewise names ``(config file or None, values of the command line) -> values from files``, for a study
+    whose document has a config file of its own kind.
+    """
 
     settings: type[Settings]
     target: str
+    reader: str = ""

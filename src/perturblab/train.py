@@ -9,19 +9,18 @@ rows of the checkpoint's epoch and later and yields that epoch again, so a kill 
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
-from perturblab.checkpoints import to_bytes
 from perturblab.hardware import autocast
 from perturblab.images import Batch, Source
 from perturblab.objectives import Clock, Loss, Objective
@@ -29,6 +28,7 @@ from perturblab.runs import Diverged, Row, RunFolder
 from perturblab.schedules import Schedule
 from perturblab.signals import StopFlag
 from perturblab.sites import SteppedModel
+from perturblab.state import Best, State
 from perturblab.streams import seeded
 from perturblab.terminal import UserError, progress
 
@@ -42,6 +42,9 @@ class Recipe:
 
     ``checkpoint_every_s``: an epoch that ends sooner than this after the last checkpoint is not checkpointed (the
     last epoch always is), and a longer one is in its middle; it bounds the work that a kill can lose.
+
+    ``clip_norm``: gradients longer than this (all parameters together, L2) are scaled down to it, and the mean of
+    their lengths before that is the part ``grad_norm``; 0 leaves them alone.
     """
 
     epochs: int
@@ -51,6 +54,7 @@ class Recipe:
     precision: str = "fp32"
     compile: bool | str = False
     checkpoint_every_s: float = 60.0
+    clip_norm: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -75,49 +79,6 @@ class Epoch:
     seconds: float
 
 
-@dataclass
-class _State:
-    """Everything that a checkpoint holds. ``step`` steps of ``epoch`` are done; sums are float64 on the device."""
-
-    model: SteppedModel
-    optimizer: Optimizer
-    epoch: int = 1
-    step: int = 0
-    sums: dict[str, Tensor] = field(default_factory=dict)
-    counts: dict[str, int] = field(default_factory=dict)
-    first_bad: Tensor | None = None
-
-    def dump(self) -> bytes:
-        content = {
-            "epoch": self.epoch,
-            "step": self.step,
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "sums": self.sums,
-            "counts": self.counts,
-        }
-        return to_bytes(content)
-
-    def load(self, data: bytes, device: torch.device) -> None:
-        content = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
-        self.model.load_state_dict(content["model"])
-        self.optimizer.load_state_dict(content["optimizer"])
-        self.epoch, self.step = content["epoch"], content["step"]
-        self.sums, self.counts = content["sums"], content["counts"]
-
-    def start_epoch(self, epoch: int) -> None:
-        self.epoch, self.step, self.sums, self.counts = epoch, 0, {}, {}
-
-    def add(self, parts: dict[str, tuple[Tensor, int]]) -> None:
-        for name, (total, n) in parts.items():
-            total = total.detach().to(torch.float32 if total.device.type == "mps" else torch.float64)
-            self.sums[name] = self.sums[name] + total if name in self.sums else total
-            self.counts[name] = self.counts.get(name, 0) + n
-
-    def means(self) -> dict[str, float]:
-        return {name: float(total) / self.counts[name] for name, total in self.sums.items()}
-
-
 def fit(
     run: RunFolder,
     model: SteppedModel,
@@ -126,6 +87,7 @@ def fit(
     recipe: Recipe,
     stop: StopFlag | None = None,
     decide: Callable[[list[Row]], Decision] = lambda rows: Decision(),
+    best: Best | None = None,
 ) -> Iterator[Epoch]:
     """Train ``model`` in place, from the run's latest checkpoint if there is one, and yield each finished epoch.
 
@@ -133,7 +95,7 @@ def fit(
     (the state is saved), UserError when the folder cannot be written or its checkpoints are all damaged.
     """
     stop = StopFlag() if stop is None else stop  # a flag that is not raised is false
-    return _Fit(run, model, objective, source, recipe, stop, decide).epochs()
+    return _Fit(run, model, objective, source, recipe, stop, decide, best or Best()).epochs()
 
 
 class _Fit:
@@ -148,10 +110,11 @@ class _Fit:
         recipe: Recipe,
         stop: StopFlag,
         decide: Callable[[list[Row]], Decision],
+        best: Best,
     ) -> None:
         self.run, self.objective, self.source, self.recipe = run, objective, source, recipe
         self.stop, self.decide = stop, decide
-        self.state = _State(model, recipe.optimizer(model.parameters()))
+        self.state = State(model, recipe.optimizer(model.parameters()), best)
         self.device = next(model.parameters()).device
         self.saved_at, self.saved = time.monotonic(), (0, 0)  # when, and which (epoch, step)
         mode = recipe.compile if isinstance(recipe.compile, str) else None
@@ -214,12 +177,20 @@ class _Fit:
         with self.randomness(), autocast(self.recipe.precision, self.device):
             loss = self.compute(batch, draws)
         loss.total.backward()
+        clipped = self._clip()
         state.optimizer.step()
         self._watch(loss.total, clock.step)
-        state.add({**loss.parts, "accuracy_online": (_hits(loss.logits, batch), len(batch.labels))})
+        state.add(
+            {**loss.parts, **clipped, "accuracy_online": (_hits(loss.logits, batch), len(batch.labels))}
+        )
 
     def _loss(self, batch: Batch, draws: dict[str, Tensor]) -> Loss:
         return self.objective(self.state.model, batch, draws)
+
+    def _clip(self) -> dict[str, tuple[Tensor, int]]:
+        if not self.recipe.clip_norm:
+            return {}
+        return {"grad_norm": (clip_grad_norm_(self.state.model.parameters(), self.recipe.clip_norm), 1)}
 
     def _dropout_stream(self) -> AbstractContextManager[Any]:
         return seeded(self.recipe.seed, "dropout", self.state.epoch, self.state.step)
@@ -243,7 +214,7 @@ class _Fit:
     def _diverged(self, what: str) -> None:
         kept = self.run.checkpoints()
         last = f"the last good state is {kept[-1]}" if kept else "no state was saved before it"
-        raise Diverged(f"{what}: training diverged ({last}); try a lower --lr")
+        raise Diverged(f"{what}: training diverged ({last}); try a lower learning rate")
 
     def _due(self) -> bool:
         return time.monotonic() - self.saved_at >= self.recipe.checkpoint_every_s

@@ -4,5 +4,6 @@ STUDIES: dict[str, str] = {
     "masked-loss": "perturblab.studies.masked_loss",
     "layerwise-mi": "perturblab.studies.layerwise_mi",
     "first-layer-mi": "perturblab.studies.first_layer_mi",
+    "correction": "perturblab.studies.correction",
 }
 """name on the command line -> module; imported only when named"""

@@ -1,0 +1,203 @@
+"""``run``: what is missing of an experiment's grid, its tables, its verdict, and the page with the answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from perturblab.cpus import cores
+from perturblab.files import check_writable, digest, write_atomic
+from perturblab.launch import Cell, Outcome
+from perturblab.report.tables import csv_text, show
+from perturblab.runs import RunFolder, run_folder
+from perturblab.studies.correction import Run, Train, equal_lambda
+from perturblab.studies.correction.layout import data_sha256, file_sha256
+from perturblab.studies.correction.provide import provide
+from perturblab.studies.correction.records import (
+    COLUMNS,
+    EPOCH_COLUMNS,
+    cell_record,
+    per_combination,
+    per_epoch,
+)
+from perturblab.studies.correction.stages import Stage, completed, is_record, record_file
+from perturblab.studies.correction.summary import summary
+from perturblab.studies.correction.verdicts import verdict
+from perturblab.sweep import Plan, explain_failures, run_plan
+from perturblab.terminal import say, warn
+
+# What every run imports; torch brings in its compiler with the first optimiser, whether it compiles or not.
+PRELOAD = ("perturblab.studies.correction.cell", "torch._dynamo")
+SCHEMA_VERSION = 1
+
+
+def run(settings: Run) -> None:
+    """Run what is missing, then write the tables and the record, and say what the experiment shows."""
+    for target in (Path(settings.output_filename), record_file(settings.output_filename)):
+        check_writable(target)
+    provide(settings)
+    s, sources = completed(settings, data_sha256(settings.data))
+    cells = list(cells_of(s))
+    plan = Plan([cell for cell, _ in cells], folder, exports, PRELOAD)
+    say(
+        f"{s.experiment}: {len(cells)} runs, {s.jobs or cores()} at a time; {s.output_filename} will have the table"
+    )
+    outcomes: list[Outcome] = []
+    try:
+        outcomes = carry_out(s, plan)
+    finally:  # also when stopped: what is done so far is in the tables
+        stage = record(s, sources, cells)
+        write_tables(s, stage)
+    explain_failures(plan, [one for one in outcomes if not folder(one.cell).diverged])
+    tell(s, stage)
+
+
+# ---- the cells -------------------------------------------------------------------------------------------------------
+
+
+def cells_of(s: Run) -> Iterator[tuple[Cell, bool]]:
+    """The grid, and after it the controls (True)."""
+    digests = {"data_sha256": data_sha256(s.data), "base_sha256": file_sha256(Path(s.base_model))[:16]}
+    for one, control in [*((t, False) for t in s.grid()), *((t, True) for t in controls(s))]:
+        yield Cell(one.name, one.model_copy(update=digests)), control
+
+
+def controls(s: Run) -> Iterator[Train]:
+    """Beside a curve over lambda: the imbalanced loss, and balanced at the lambda that should equal it."""
+    if (
+        not s.controls
+        or len(s.lambda_weight) < 2
+        or s.losses != ("balanced",)
+        or not s.user_corrected_max_per_batch
+    ):
+        return
+    equal = round(equal_lambda(s.batch_size, s.user_corrected_max_per_batch), 12)
+    for loss, weight in (("imbalanced", s.lambda_weight[0]), ("balanced", equal)):
+        if loss == "balanced" and weight in s.lambda_weight:
+            continue
+        twin = {"loss_type": (loss,), "lambda_weight": (weight,), "learning_rate": s.learning_rate[:1]}
+        yield from s.model_copy(
+            update={**twin, "user_corrected_pool_size": s.user_corrected_pool_size[:1]}
+        ).grid()
+
+
+def folder(cell: Cell) -> RunFolder:
+    s = cell.settings
+    assert isinstance(s, Train)
+    if s.precision == "auto":  # decided by the machine; only then is torch needed to name the folder
+        from perturblab.experiment import resolved
+
+        s = resolved(s)
+    return run_folder(s.canonical(), s.canonical().name, s.runs_dir)
+
+
+def exports(cell: Cell) -> list[Path]:
+    from perturblab.studies.correction.tensorboard import exported
+
+    assert isinstance(cell.settings, Train)
+    return exported(cell.settings, folder(cell))
+
+
+# ---- running them ----------------------------------------------------------------------------------------------------
+
+
+def carry_out(s: Run, plan: Plan) -> list[Outcome]:
+    """Run what is missing. A run that diverged before would again; its finding stays."""
+    jobs = s.jobs or cores()
+    if not s.stop_grid_at_threshold:
+        return run_plan(without_diverged(plan), jobs)
+    outcomes: list[Outcome] = []
+    for cell in plan.cells:  # one after another: which are skipped must not depend on which was faster
+        if cell.name not in skipped(s, plan.cells):
+            outcomes += run_plan(without_diverged(Plan([cell], plan.folder, plan.exports, PRELOAD)), 1)
+    return outcomes
+
+
+def without_diverged(plan: Plan) -> Plan:
+    return Plan(
+        [cell for cell in plan.cells if not plan.folder(cell).diverged],
+        plan.folder,
+        plan.exports,
+        plan.preload,
+    )
+
+
+def skipped(s: Run, cells: Any) -> set[str]:
+    """Cells that follow one of their loss that reached the threshold on validation, if that ends a grid (decision 5)."""
+    reached: set[str] = set()
+    names: set[str] = set()
+    for cell in cells if s.stop_grid_at_threshold else ():
+        if cell.settings.loss_type in reached:
+            names.add(cell.name)
+            continue
+        run = folder(cell)
+        if run.done and run.results()["val_accuracy"] >= s.accuracy_threshold:
+            reached.add(cell.settings.loss_type)
+    return names
+
+
+# ---- what comes out --------------------------------------------------------------------------------------------------
+
+
+def record(s: Run, sources: dict[str, str], cells: list[tuple[Cell, bool]]) -> Stage:
+    """The experiment as ``experiments/NAME.json`` holds it."""
+    left_out = skipped(s, [cell for cell, _ in cells])
+    records = []
+    for cell, control in cells:
+        run = folder(cell)
+        status = "skipped" if cell.name in left_out else "diverged" if run.diverged else run.status
+        assert isinstance(cell.settings, Train)
+        records.append(cell_record(cell.settings, run, status, control))
+    complete = all(one["status"] in ("done", "diverged", "skipped") for one in records)
+    settings = s.model_dump(
+        mode="json", exclude={"jobs", "device", "threads", "checkpoint_every", "num_workers", "data_dir"}
+    )
+    return {
+        "schema_version": SCHEMA_VERSION, "experiment": s.experiment, "complete": complete, "settings": settings, "sources": sources,
+        "data_sha256": data_sha256(s.data), "base_sha256": file_sha256(Path(s.base_model))[:16], "cells": records,
+    }  # fmt: skip
+
+
+def write_tables(s: Run, stage: Stage) -> None:
+    """The row per combination, the rows per epoch of each seed, and the record."""
+    table = Path(s.output_filename)
+    write_table(table, COLUMNS, per_combination(stage["cells"]))
+    for seed, rows in per_epoch(stage["cells"]).items():
+        write_table(table.with_name(f"{table.stem}_run{seed}.csv"), EPOCH_COLUMNS, rows)
+    path = record_file(table)
+    keep_aside(path, lambda there: is_record(json.loads(there)))
+    write_atomic(path, (json.dumps(stage, indent=1, allow_nan=False) + "\n").encode())
+
+
+def write_table(path: Path, columns: Any, rows: list[Any]) -> None:
+    text = csv_text(columns, rows)
+    keep_aside(path, lambda there: there.splitlines()[:1] == text.splitlines()[:1])
+    write_atomic(path, text.encode())
+
+
+def keep_aside(path: Path, is_ours: Any) -> None:
+    """Keep a file that we did not write, the original script's say, under another name."""
+    if not path.exists():
+        return
+    there = path.read_bytes()
+    try:
+        ours = is_ours(there.decode())
+    except ValueError:
+        ours = False
+    if not ours:
+        kept = path.with_name(f"{path.name}.before-{digest(there)[:10]}")
+        write_atomic(kept, there)
+        warn(f"{path} was not made by perturblab; kept as {kept.name}")
+
+
+def tell(s: Run, stage: Stage) -> None:
+    """The table, the best combination, the document's check, the figures and the page."""
+    show(summary(stage))
+    found = verdict(stage)
+    say(f"{s.experiment}: {found.word}. {' '.join(found.sentences)}")
+    from perturblab.studies.correction.answers import draw
+
+    page = draw(Path(s.output_filename).parent, Path(s.plots_dir))
+    say(f"the answers so far: {page}")
