@@ -120,6 +120,12 @@ class Batch:
     n_corrected: int = 0  # the one place that says which: always the last ones (correction.md 4.5)
     mix: tuple[Tensor, Tensor] | None = None
 
+    @property
+    def is_corrected(self) -> Tensor:
+        """bool ``[b]``."""
+        places = torch.arange(len(self.labels), device=self.labels.device)
+        return places >= len(self.labels) - self.n_corrected
+
 
 class Source(Protocol):
     """Where batches come from. The same (seed, epoch, step) always gives the same batch."""

@@ -79,6 +79,11 @@ class Epoch:
     seconds: float
 
 
+def go_on(rows: list[Row]) -> Decision:
+    """Train for all epochs of the recipe."""
+    return Decision()
+
+
 def fit(
     run: RunFolder,
     model: SteppedModel,
@@ -86,7 +91,7 @@ def fit(
     source: Source,
     recipe: Recipe,
     stop: StopFlag | None = None,
-    decide: Callable[[list[Row]], Decision] = lambda rows: Decision(),
+    decide: Callable[[list[Row]], Decision] = go_on,
     best: Best | None = None,
 ) -> Iterator[Epoch]:
     """Train ``model`` in place, from the run's latest checkpoint if there is one, and yield each finished epoch.
@@ -114,6 +119,7 @@ class _Fit:
     ) -> None:
         self.run, self.objective, self.source, self.recipe = run, objective, source, recipe
         self.stop, self.decide = stop, decide
+        self.note = "" if decide is go_on else "at most"  # beside the remaining time
         self.state = State(model, recipe.optimizer(model.parameters()), best)
         self.device = next(model.parameters()).device
         self.saved_at, self.saved = time.monotonic(), (0, 0)  # when, and which (epoch, step)
@@ -162,7 +168,7 @@ class _Fit:
         for batch in self.source.epoch(state.epoch, first_step=state.step):
             self._train_step(batch, Clock(state.epoch, state.step, steps, self.recipe.epochs))
             state.step += 1
-            advance(self._done(steps))
+            advance(self._done(steps), self.note)
             if self.stop or (self._due() and state.step < steps):
                 self._save()
                 self.stop.check()

@@ -148,6 +148,7 @@ class Axis:
     xlim: tuple[float | None, float | None] = (None, None)
     log: bool = False
     whole: bool = False  # x counts something: no ticks between whole numbers
+    log_x: bool = False
 
 
 def line(name: str, curves: Mapping[int, Curve], **look: Any) -> Line | None:
@@ -275,6 +276,8 @@ def _finish(figure: Figure, grid: Any, title: str, panels: Sequence[Panel], axis
     first = grid[0, 0]
     if axis.log:
         first.set_yscale("log")
+    if axis.log_x:
+        first.set_xscale("log")
     first.set_ylim(*axis.ylim)
     first.set_xlim(*axis.xlim)
     if axis.whole:
@@ -283,7 +286,7 @@ def _finish(figure: Figure, grid: Any, title: str, panels: Sequence[Panel], axis
             first.set_xlim(math.ceil(low) - 0.5, math.floor(high) + 0.5)
         first.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     for axes in grid.flat[max(0, len(panels) - grid.shape[1]) : len(panels)]:  # those with nothing below
-        axes.set_xlabel(axis.x)
+        axes.set_xlabel(f"{axis.x}, log scale" if axis.log_x else axis.x)
         axes.tick_params(labelbottom=True)
     for axes in grid[:, 0]:
         axes.set_ylabel(f"{axis.y}, log scale" if axis.log else axis.y)

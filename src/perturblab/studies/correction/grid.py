@@ -50,6 +50,9 @@ def run(settings: Run) -> None:
     finally:  # also when stopped: what is done so far is in the tables
         stage = record(s, sources, cells)
         write_tables(s, stage)
+    if any(control for _, control in cells):
+        stage["equivalence"] = angles(s, cells)
+        write_tables(s, stage)
     explain_failures(plan, [one for one in outcomes if not folder(one.cell).diverged])
     tell(s, stage)
 
@@ -158,6 +161,14 @@ def record(s: Run, sources: dict[str, str], cells: list[tuple[Cell, bool]]) -> S
         "schema_version": SCHEMA_VERSION, "experiment": s.experiment, "complete": complete, "settings": settings, "sources": sources,
         "data_sha256": data_sha256(s.data), "base_sha256": file_sha256(Path(s.base_model))[:16], "cells": records,
     }  # fmt: skip
+
+
+def angles(s: Run, cells: list[tuple[Cell, bool]]) -> dict[str, list[float]]:
+    from perturblab.studies.correction.equivalence import gradient_angles
+
+    first = cells[0][0].settings
+    assert isinstance(first, Train)
+    return gradient_angles(first)
 
 
 def write_tables(s: Run, stage: Stage) -> None:

@@ -13,7 +13,11 @@ from perturblab.studies.correction.config import packaged
 from perturblab.terminal import say
 
 SUPPLIES = {"learning_rate": "lr_search", "lambda_weight": "lambda_search"}
-TAKES = {"lambda_search": ("learning_rate",), "full_grid_search": ("learning_rate", "lambda_weight")}
+TAKES = {
+    "lambda_search": ("learning_rate",),
+    "full_grid_search": ("learning_rate", "lambda_weight"),
+    "pool_search": ("learning_rate", "lambda_weight"),
+}
 """Which experiment's best value each setting comes from, and which experiments take it."""
 
 Stage = dict[str, Any]

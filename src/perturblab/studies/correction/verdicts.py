@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean
 
 from perturblab.report.statistics import Paired, paired, rank_correlation, too_few
-from perturblab.studies.correction.rates import rate_marks
+from perturblab.studies.correction.rates import GUESSING, rate_marks
 from perturblab.studies.correction.summary import Record, Stage, best, combination, done, main_cells, percent
 
 
@@ -51,6 +51,10 @@ def _learns_by_heart(cell: Record, threshold: float) -> tuple[str, str]:
     losses, accuracy = cell["history"]["train_loss"], max(cell["history"]["train_accuracy"])
     rises = [after - before for before, after in pairwise(losses) if after > before]
     wrong = []
+    if cell["result"]["best_val_loss"] >= GUESSING:
+        wrong.append(
+            f"it guesses: learning rate {cell['learning_rate']:g} is too high, try --learning_rate 0.001"
+        )
     if losses[-1] > 0.1 * losses[0]:
         wrong.append("the training loss did not fall to a tenth")
     if accuracy < threshold:
