@@ -18,7 +18,7 @@ from conftest import Zygote
 from perturblab import experiment
 from perturblab.cli import spread_lists
 from perturblab.quickstart import Quickstart
-from perturblab.settings import documented_flag, flags_of, is_where
+from perturblab.settings import documented_flag, flags_of, is_argument, is_where
 from perturblab.studies import STUDIES
 from perturblab.studies.masked_loss import Sweep, Train, Visualize
 from perturblab.studies.masked_loss import run as study
@@ -97,16 +97,25 @@ def test_a_prefix_changes_how_generated_lines_call_the_program(tmp_path, monkeyp
 def test_every_flag_is_understood_with_underscores_and_with_dashes(command) -> None:
     required = {
         "masked-loss train": TRAIN[2:], "masked-loss evaluate": ("--checkpoint", "x.pt"),
-        "first-layer-mi train": ("--arch", "vgg9", "--seed", "0"),
+        "first-layer-mi train": ("--arch", "vgg9", "--seed", "0"), "correction run": ("-e", "lr_search"),
+        "correction convert": ("x.pth",),
     }.get(command, ())  # fmt: skip
     cls = COMMANDS[command].settings
     for field, info in cls.model_fields.items():
-        value = {"mem": "8G", "time": "1:00:00", "gpu": "0", "save_predictions": "p.npz"}.get(
-            field, {int: "3", float: "0.5", bool: "true", str: "words"}.get(info.annotation)
-        )
+        if is_argument(info):
+            continue
+        value = {
+            "mem": "8G",
+            "time": "1:00:00",
+            "gpu": "0",
+            "save_predictions": "p.npz",
+            "experiment": "lr_search",
+        }.get(field, {int: "3", float: "0.5", bool: "true", str: "words"}.get(info.annotation))
         if value is None:
             continue
-        for flag in {documented_flag(field, info), *flags_of(info)}:
+        for flag in {
+            name for name in (documented_flag(field, info), *flags_of(info)) if name.startswith("--")
+        }:
             for spelling in (flag, flag.replace("_", "-"), flag.replace("-", "_").replace("__", "--", 1)):
                 found = parsed(*command.split(), *required, spelling, value)
                 assert str(getattr(found, field)).lower() == value.lower()
@@ -277,6 +286,9 @@ def test_help_shows_every_flag_as_documented_with_its_default_and_choices(comman
         ):
             blocks[name] = text
     for field, info in COMMANDS[command].settings.model_fields.items():
+        if is_argument(info):  # it stands in the line of usage
+            assert f" {documented_flag(field, info)}" in out.splitlines()[0]
+            continue
         block = blocks[documented_flag(field, info)]
         assert info.description.split()[0] in block
         default = info.default

@@ -87,7 +87,8 @@ def click_command(name: str, command: Command) -> click.Command:
             values = function_of(command.reader)(config, given)
         else:
             values = read_settings(config, cls) if config else {}
-        function_of(command.target)(cls.parse({**values, **given}))
+        settings = cls.parse({**values, **given})  # before anything heavy is imported
+        function_of(command.target)(settings)
 
     fields = sorted(cls.model_fields.items(), key=lambda item: not item[1].is_required())
     params: list[click.Parameter] = [

@@ -118,3 +118,10 @@ def each_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
     if not values:
         raise ValueError("it must hold one or more values")
     return tuple(dict.fromkeys(values))
+
+
+def listed(value: Any) -> Any:
+    """A list as a file may spell it: one value, several, or words with commas."""
+    if isinstance(value, str):
+        value = [word.strip() for word in value.split(",")]
+    return tuple(value) if isinstance(value, list | tuple) else (value,)

@@ -86,18 +86,8 @@ class RunFolder:
         content: dict[str, Any] = json.loads(data)
         return content
 
-    def failure(self) -> str:
-        return str(read_json(self.path / "failure.json")["message"])
-
-    @property
-    def diverged(self) -> bool:
-        """Whether the last attempt met a number that is not finite; it would again."""
-        path = self.path / "failure.json"
-        return not self.done and path.exists() and read_json(path)["kind"] == "diverged"
-
-    def read_rows(self) -> list[Row]:
-        """The rows on the disk, for one who does not work here."""
-        return _read_rows(self.path / "rows.jsonl")
+    def failure(self, key: Literal["kind", "message"] = "message") -> str:
+        return str(read_json(self.path / "failure.json")[key])
 
     # ---- working in the folder -----------------------------------------------------------------------------
 
@@ -111,7 +101,7 @@ class RunFolder:
                 stale.unlink(missing_ok=True)
             if not (self.path / "settings.json").exists():
                 write_json(self.path / "settings.json", self.settings.model_dump(mode="json"))
-            self.rows = _read_rows(self.path / "rows.jsonl")
+            self.rows = read_rows(self.path / "rows.jsonl")
             try:
                 yield
             finally:
@@ -275,7 +265,7 @@ def publish(run: RunFolder, source: Path, target: Path, owner: Callable[[Path], 
     write_atomic(target, data, run.id)
 
 
-def _read_rows(path: Path) -> list[Row]:
+def read_rows(path: Path) -> list[Row]:
     """The rows written so far; a torn last line (killed while writing) is dropped, other damage is an error."""
     if not path.exists():
         return []
@@ -305,4 +295,4 @@ def _remove_checked(path: Path) -> None:
     digest_path(path).unlink(missing_ok=True)
 
 
-__all__ = ["Diverged", "Row", "RunFolder", "Status", "perform", "publish", "run_folder"]
+__all__ = ["Diverged", "Row", "RunFolder", "Status", "perform", "publish", "read_rows", "run_folder"]

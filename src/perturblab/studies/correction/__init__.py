@@ -4,12 +4,15 @@ A small CNN is trained on MNIST 0 against 8 where every 8 bears a dot, and class
 few 8s whose dot is removed mixed into each batch (document 003). Balanced, CE(confounded) + lambda CE(corrected), is
 compared with Imbalanced, CE(whole batch), over learning rates, lambdas and numbers of corrected images.
 
-    perturblab correction run --experiment overfit_test        then lr_search, lambda_search, full_grid_search
-    perturblab correction build-data ; train-base ; check      what run does by itself where it is missing
-    perturblab correction visualize                            the page with the answers, again
+    perturblab correction run --experiment overfit_test
+    perturblab correction check          the document's debugging checklist
+    perturblab correction visualize      the page with the answers, again
+
+The four experiments are overfit_test, lr_search, lambda_search and full_grid_search; run makes 08MNIST (build-data) and the base
+model (train-base) where they are missing.
 
 The document expects about 60 % on plain digits from the confounded network, and Balanced ahead of Imbalanced.
-Exports: 08MNIST/, model_confounded.pth, experiments/*.csv, runs/{experiment}/lr..._loss..._lambda..._pool.../, plots/.
+Exports: 08MNIST/, model_confounded.pth, experiments/*.csv, runs/{experiment}/{combination}/, plots/correction.html.
 """
 
 from __future__ import annotations
@@ -17,11 +20,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import field_validator
 
-from perturblab.flags import Loading, Machine, each_once
+from perturblab.flags import Loading, Machine, each_once, listed
 from perturblab.settings import Command, Settings, flag
 
 LossType = Literal["balanced", "imbalanced"]
@@ -33,15 +36,10 @@ def equal_lambda(batch_size: int, corrected: int) -> float:
     return corrected / (batch_size - corrected)
 
 
-class Study(Settings):
-    """What every command of the study shares."""
-
-    study = "correction"
-
-
-class BuildData(Study, Loading):
+class BuildData(Loading):
     """Make 08MNIST: digits 0 and 8, plain and with a dot on every 8."""
 
+    study = "correction"
     command = "build-data"
 
     dataset: str = flag("mnist", DATASET)
@@ -61,9 +59,10 @@ class BuildData(Study, Loading):
     seed: int = flag(0, "Random seed of the places and of who bears the dot, where these vary.", ge=0)
 
 
-class Convert(Study):
+class Convert(Settings):
     """Turn a file with a pickled TensorDataset, as the original notebooks wrote it, into one of tensors only."""
 
+    study = "correction"
     command = "convert"
 
     file: str = flag(..., "The .pth file with the TensorDataset.", argument=True, where=True)
@@ -74,8 +73,10 @@ class Convert(Study):
     )
 
 
-class Inputs(Study, Machine):
+class Inputs(Machine):
     """What the document's folder holds beside its script."""
+
+    study = "correction"
 
     data: str = flag("./08MNIST", "The folder 08MNIST, as build-data makes it.", where=True)
     base_model: str = flag("./model_confounded.pth", "The network that has learnt the dot.", where=True)
@@ -87,7 +88,13 @@ class Inputs(Study, Machine):
     )
 
 
-class TrainBase(Inputs):
+class Interruptible(Inputs):
+    """A run that goes on where it was stopped."""
+
+    checkpoint_every: float = flag(60.0, "Seconds of work that a kill may lose, at most.", where=True, ge=0)
+
+
+class TrainBase(Interruptible):
     """Train the network that classifies by the dot, on confounded images only."""
 
     command = "train-base"
@@ -100,11 +107,10 @@ class TrainBase(Inputs):
     seed: int = flag(
         1, "Random seed; plain digits: 60 % with seed 1 after 2 epochs, 58 to 77 % with seeds 0 to 5.", ge=0
     )
-    checkpoint_every: float = flag(60.0, "Seconds of work that a kill may lose, at most.", where=True, ge=0)
     data_sha256: str = flag("", "Refuse data with another digest; filled in by the command itself.")
 
 
-class Correcting(Inputs):
+class Correcting(Interruptible):
     """How a run is trained, under the names of the document's ``program_args``."""
 
     batch_size: int = flag(64, "Images per step, corrected ones included.", ge=1)
@@ -130,7 +136,6 @@ class Correcting(Inputs):
     grad_clip: float = flag(
         0.0, "Scale gradients down to this length (L2; the document suggests 1.0); 0 is off.", ge=0
     )
-    checkpoint_every: float = flag(60.0, "Seconds of work that a kill may lose, at most.", where=True, ge=0)
 
 
 class Train(Correcting):
@@ -174,13 +179,6 @@ class Train(Correcting):
     @property
     def log_dir(self) -> Path:
         return Path(self.tensorboard_log_dir) / self.name
-
-
-def listed(value: Any) -> Any:
-    """A list as a file may spell it: one value, several, or words with commas."""
-    if isinstance(value, str):
-        value = [word.strip() for word in value.split(",")]
-    return tuple(value) if isinstance(value, list | tuple) else (value,)
 
 
 class Run(Correcting, Loading):
@@ -257,7 +255,7 @@ class Run(Correcting, Loading):
                 )  # fmt: skip
 
     _each_once = field_validator("learning_rate", "lambda_weight", "user_corrected_pool_size", "seed")(
-        lambda values: each_once(values) if values else values
+        lambda values: values and each_once(values)
     )
 
 
@@ -279,9 +277,10 @@ class Check(Correcting):
     seed: int = flag(0, "Random seed.", ge=0)
 
 
-class Visualize(Study):
+class Visualize(Settings):
     """Draw the figures of the finished experiments and the page with the answers, again."""
 
+    study = "correction"
     command = "visualize"
 
     experiments_dir: str = flag("./experiments", "Where the experiments' tables are.", where=True)

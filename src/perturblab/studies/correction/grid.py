@@ -53,7 +53,7 @@ def run(settings: Run) -> None:
     if any(control for _, control in cells):
         stage["equivalence"] = angles(s, cells)
         write_tables(s, stage)
-    explain_failures(plan, [one for one in outcomes if not folder(one.cell).diverged])
+    explain_failures(plan, [one for one in outcomes if not diverged(one.cell)])
     tell(s, stage)
 
 
@@ -120,11 +120,17 @@ def carry_out(s: Run, plan: Plan) -> list[Outcome]:
 
 def without_diverged(plan: Plan) -> Plan:
     return Plan(
-        [cell for cell in plan.cells if not plan.folder(cell).diverged],
+        [cell for cell in plan.cells if not diverged(cell)],
         plan.folder,
         plan.exports,
         plan.preload,
     )
+
+
+def diverged(cell: Cell) -> bool:
+    """Whether the run met a number that is not finite. It would again, so it is not tried again."""
+    run = folder(cell)
+    return run.status == "failed" and run.failure("kind") == "diverged"
 
 
 def skipped(s: Run, cells: Any) -> set[str]:
@@ -150,7 +156,7 @@ def record(s: Run, sources: dict[str, str], cells: list[tuple[Cell, bool]]) -> S
     records = []
     for cell, control in cells:
         run = folder(cell)
-        status = "skipped" if cell.name in left_out else "diverged" if run.diverged else run.status
+        status = "skipped" if cell.name in left_out else "diverged" if diverged(cell) else run.status
         assert isinstance(cell.settings, Train)
         records.append(cell_record(cell.settings, run, status, control))
     complete = all(one["status"] in ("done", "diverged", "skipped") for one in records)

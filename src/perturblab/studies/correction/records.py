@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from perturblab.report.tables import Cell as Value
-from perturblab.runs import RunFolder
+from perturblab.runs import RunFolder, read_rows
 from perturblab.studies.correction import Train
 
 Record = dict[str, Any]
@@ -44,7 +44,7 @@ EPOCH_COLUMNS = (
 def cell_record(s: Train, run: RunFolder, status: str, control: bool) -> Record:
     """Everything that tables, verdicts and figures need to know of a cell."""
     done = status == "done"
-    rows = run.read_rows() if done or status == "diverged" else []
+    rows = read_rows(run.path / "rows.jsonl") if done or status == "diverged" else []
     return {
         "name": s.name, "log_dir": str(s.log_dir), "status": status, "control": control, "run_id": run.id,
         **{name: getattr(s, name) for name in (*SETTINGS, "seed", "batch_size", "user_corrected_max_per_batch")},
