@@ -112,6 +112,7 @@ class TrainBase(Interruptible):
 
 class Correcting(Interruptible):
     """How a run is trained, under the names of the document's ``program_args``."""
+
     batch_size: int = flag(64, "Images per step, corrected ones included.", ge=1)
     user_corrected_max_per_batch: int = flag(4, "Corrected images in each batch, its last ones.", ge=0)
     validate_ds_size: float = flag(
