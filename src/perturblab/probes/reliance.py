@@ -6,12 +6,14 @@ import torch
 
 from perturblab.confound import marked_everywhere
 from perturblab.images import ImageSet
-from perturblab.measure import predictions
+from perturblab.measure import BATCH, predictions
 from perturblab.runs import Row
 from perturblab.sites import SteppedModel
 
 
-def reliance(model: SteppedModel, plain: ImageSet, marked: ImageSet, precision: str = "fp32") -> Row:
+def reliance(
+    model: SteppedModel, plain: ImageSet, marked: ImageSet, precision: str = "fp32", size: int = BATCH
+) -> Row:
     """Fractions over the images of ``plain``; ``marked`` are the same images, those with the shortcut marked.
 
     ``accuracy_original`` no image bears the mark; ``accuracy_confounded`` those of ``marked`` do; ``accuracy_toggled``
@@ -20,7 +22,7 @@ def reliance(model: SteppedModel, plain: ImageSet, marked: ImageSet, precision: 
     and mark, of which ``worst_group_accuracy`` is the lowest (Sagawa et al. 2020). ValueError as ``marked_everywhere``.
     """
     everywhere = marked_everywhere(plain, marked)
-    off, on = (predictions(model, data, precision=precision) for data in (plain, everywhere))
+    off, on = (predictions(model, data, precision=precision, size=size) for data in (plain, everywhere))
     assert marked.annotation is not None
     bears, labels = marked.annotation.flatten(1).any(1), plain.labels
     shown = {

@@ -33,6 +33,7 @@ from perturblab.train import Decision, Epoch, Recipe, fit
 
 SHOWN_EVERY = 10  # epochs; then the images are logged with their predicted digits (correction.md 4.5)
 SHOWN = 8  # images of each kind
+EVALUATED = 100  # images at a time: their maps stay in a core's cache, 1.4 times faster than 500 at a time
 
 
 def train(settings: Train) -> None:
@@ -108,7 +109,7 @@ def decide(s: Train, rows: list[Row]) -> Decision:
 
 def epoch_row(s: Train, model: SteppedModel, epoch: Epoch, parts: Parts) -> Row:
     """Losses in nats, accuracies as fractions; training ones before each step's update, in the mixed batches."""
-    validation = score(model, parts.validation, precision=s.precision)
+    validation = score(model, parts.validation, precision=s.precision, size=EVALUATED)
     shown = epoch.number == 1 or epoch.number % SHOWN_EVERY == 0
     return {
         "kind": "epoch", "epoch": epoch.number, "train_loss": epoch.means["loss_total"],
@@ -145,28 +146,33 @@ def predicted(s: Train, model: SteppedModel, parts: Parts) -> dict[str, str]:
 
 
 def measured(s: Train, model: SteppedModel, parts: Parts) -> dict[str, Any]:
-    """A network on everything: each training image once, the pool, both kinds of validation and test images."""
-    sets = {
-        "conf": parts.train,
-        "corr": parts.pool,
-        "val": parts.validation,
-        "other_val": parts.other_validation,
-        "test": parts.plain,
-    }
-    scores = {name: score(model, images, precision=s.precision) for name, images in sets.items()}
-    train = joined(scores["conf"], scores["corr"])
-    plain, dotted = scores["val"], scores["other_val"]
+    """A network on validation and test images of both kinds."""
+    sets = {"val": parts.validation, "other_val": parts.other_validation, "test": parts.plain}
+    found = {name: scored(s, model, images) for name, images in sets.items()}
+    plain, dotted = found["val"], found["other_val"]
     if s.validation == "confounded":
         plain, dotted = dotted, plain
     return {
-        "train_loss": train.loss, "train_accuracy": train.accuracy,
-        "train_conf_loss": scores["conf"].loss, "train_corr_loss": scores["corr"].loss,
-        "train_conf_accuracy": scores["conf"].accuracy, "train_corr_accuracy": scores["corr"].accuracy,
-        "val_loss": scores["val"].loss, "val_accuracy": scores["val"].accuracy,
+        "val_loss": found["val"].loss, "val_accuracy": found["val"].accuracy,
         "val_accuracy_original": plain.accuracy, "val_accuracy_confounded": dotted.accuracy,
-        "test_loss": scores["test"].loss, "test_accuracy": scores["test"].accuracy,
-        "reliance": reliance(model, parts.plain, parts.dotted, s.precision),
+        "test_loss": found["test"].loss, "test_accuracy": found["test"].accuracy,
+        "reliance": reliance(model, parts.plain, parts.dotted, s.precision, EVALUATED),
     }  # fmt: skip
+
+
+def on_training_images(s: Train, model: SteppedModel, parts: Parts) -> dict[str, Any]:
+    """Each training image once, and the pool; not the mixed batches, which repeat some and leave some out."""
+    conf, corr = (scored(s, model, images) for images in (parts.train, parts.pool))
+    both = joined(conf, corr)
+    return {
+        "train_loss": both.loss, "train_accuracy": both.accuracy,
+        "train_conf_loss": conf.loss, "train_corr_loss": corr.loss,
+        "train_conf_accuracy": conf.accuracy, "train_corr_accuracy": corr.accuracy,
+    }  # fmt: skip
+
+
+def scored(s: Train, model: SteppedModel, images: ImageSet) -> Score:
+    return score(model, images, precision=s.precision, size=EVALUATED)
 
 
 def joined(one: Score, other: Score) -> Score:
@@ -188,5 +194,5 @@ def finish(s: Train, run: RunFolder, model: SteppedModel, parts: Parts, before: 
     run.finish({
         "seed": s.random_seed, "epochs_trained": len(run.rows), "best_epoch": best["epoch"],
         "best_val_loss": best["val_loss"], "stopped": "patience" if stopped else "max_epochs",
-        **measured(s, model, parts), "before": before, "n": sizes, "index": parts.index, "settings": s.identity(),
+        **on_training_images(s, model, parts), **measured(s, model, parts), "before": before, "n": sizes, "index": parts.index, "settings": s.identity(),
     })  # fmt: skip
