@@ -1,4 +1,4 @@
-"""ImageSet and ShuffledSource: what a run sees depends on the seed and the epoch, and on nothing else."""
+"""ImageSet and the sources: what a run sees depends on the seed and the epoch, and on nothing else."""
 
 from dataclasses import replace
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from perturblab.augment import crop_flip, cutmix
-from perturblab.images import Batch, ImageSet, ShuffledSource, stratified
+from perturblab.images import Batch, ImageSet, MixedSource, ShuffledSource, stratified
 from perturblab.streams import stream
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
@@ -115,6 +115,156 @@ def test_boxes_change_from_step_to_step_and_from_epoch_to_epoch():
 def test_a_batch_size_that_does_not_fit_is_refused(batch_size):
     with pytest.raises(ValueError, match=f"batch size {batch_size} does not fit a set of 50 images"):
         ShuffledSource(image_set(50), batch_size, seed=0)
+
+
+# ---- batches with corrected images ------------------------------------------------------------------------------
+
+
+def tiny_set(n: int, label: int = 0, seed: int = 0) -> ImageSet:
+    """One pixel of two channels each, of one class; no two of the first 65,536 are equal."""
+    pixels = torch.randperm(2**16, generator=stream(seed, "pixels"))[:n]
+    images = torch.stack([pixels // 256, pixels % 256], 1).byte().view(n, 2, 1, 1)
+    return ImageSet(images, torch.full((n,), label), ("0", "8"), (0.25, 0.5), (0.5, 0.125))
+
+
+def mixed(n: int = 70, pool: int = 10, batch: int = 12, corrected: int = 3, seed: int = 0) -> MixedSource:
+    return MixedSource(tiny_set(n), tiny_set(pool, label=1, seed=1), batch, corrected, seed)
+
+
+def drawn(source: MixedSource, epoch: int) -> tuple[Tensor, Tensor]:
+    """The index into the set and the index into the pool of every batch: int64 ``[steps B-k]``, ``[steps k]``."""
+    index = torch.stack([batch.index for batch in source.epoch(epoch)])
+    k = source.from_pool
+    return index[:, : index.shape[1] - k], index[:, index.shape[1] - k :]
+
+
+def test_an_epoch_of_11773_images_is_196_batches_of_60_and_4_and_leaves_13_out():
+    source = mixed(11773, 100, 64, 4)
+    batches = list(source.epoch(1))
+    assert len(batches) == source.steps() == 196
+    for batch in batches:
+        assert batch.images.shape == (64, 2, 1, 1)
+        assert batch.is_corrected.tolist() == [False] * 60 + [True] * 4
+        assert batch.labels.tolist() == [0] * 60 + [1] * 4  # corrected images come last
+    left_out = []
+    for epoch in (1, 2):
+        seen = drawn(source, epoch)[0].flatten()
+        assert len(seen.unique()) == len(seen) == 11760  # none twice
+        left_out.append(set(range(11773)) - set(seen.tolist()))
+        assert len(left_out[-1]) == 13
+    assert left_out[0] != left_out[1]
+
+
+def test_images_of_both_kinds_are_normalised_as_one_by_one():
+    source = mixed(200, 7, 9, 2)  # 28 batches: more than are gathered at a time
+    mean, std = (torch.tensor(v, dtype=torch.float64).view(2, 1, 1) for v in ((0.25, 0.5), (0.5, 0.125)))
+    for batch in source.epoch(3):
+        for place, (i, image) in enumerate(zip(batch.index.tolist(), batch.images, strict=True)):
+            pixels = (source.data if place < 7 else source.pool).images[i]
+            expected = (pixels.double() / 255 - mean) / std
+            torch.testing.assert_close(image.double(), expected, rtol=0, atol=1e-6)
+        assert batch.images.dtype == torch.float32
+        assert batch.annotation is None
+        assert batch.mix is None
+
+
+def test_the_pool_is_gone_through_evenly_and_in_a_new_order_each_time():
+    taken = drawn(mixed(11773, 100, 64, 4), 1)[1]
+    rounds = taken.flatten()[:700].view(7, 100)
+    assert all(one.sort().values.tolist() == list(range(100)) for one in rounds)
+    assert sorted(set(taken.flatten().bincount().tolist())) == [7, 8]  # 784 draws from 100
+    assert len({tuple(one.tolist()) for one in rounds}) == 7
+    quadruples = [
+        {frozenset(four) for four in taken[25 * i : 25 * (i + 1)].tolist()} for i in range(7)
+    ]  # the same pool size in the document's way: seven times the same 25
+    assert len(set.union(*quadruples)) > 7 * 25 - 3
+
+
+def test_a_pool_that_does_not_divide_into_batches_is_gone_through_all_the_same():
+    taken = drawn(mixed(90, 7, 12, 3), 1)[1].flatten()  # 10 batches, 30 draws
+    assert [one.sort().values.tolist() for one in taken[:28].view(4, 7)] == [list(range(7))] * 4
+    assert drawn(mixed(90, 2, 12, 3), 1)[1].flatten().bincount().tolist() == [
+        15,
+        15,
+    ]  # fewer than a batch has
+
+
+def test_the_order_of_the_pool_changes_from_epoch_to_epoch_and_with_the_seed():
+    one = drawn(mixed(), 1)[1]
+    assert torch.equal(one, drawn(mixed(), 1)[1])
+    assert not torch.equal(one, drawn(mixed(), 2)[1])
+    assert not torch.equal(one, drawn(mixed(seed=1), 1)[1])
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    n=st.integers(1, 200),
+    pool=st.integers(1, 9),
+    found=st.integers(1, 7),
+    corrected=st.integers(0, 4),
+    first=st.integers(0, 200),
+)
+def test_a_mixed_epoch_taken_up_at_any_step_goes_on_with_the_same_batches(n, pool, found, corrected, first):
+    source = mixed(n, pool, min(found, n) + corrected, corrected, seed=3)
+    whole, rest = list(source.epoch(4)), list(source.epoch(4, first))
+    assert len(whole) == source.steps() == n // min(found, n)
+    assert len(rest) == max(0, len(whole) - first)
+    for one, other in zip(rest, whole[first:], strict=True):
+        assert one.n_corrected == other.n_corrected == corrected
+        for name in ("images", "labels", "index"):
+            assert torch.equal(getattr(one, name), getattr(other, name)), name
+
+
+def test_which_images_come_when_does_not_depend_on_the_pool_nor_the_pool_on_the_images():
+    ours, pools = drawn(mixed(), 2)
+    torch.manual_seed(123)
+    assert torch.equal(drawn(mixed(pool=50), 2)[0], ours)
+    without = list(mixed(batch=9, corrected=0).epoch(2))
+    assert torch.equal(torch.stack([batch.index for batch in without]), ours)  # nor on whether there is one
+    more = drawn(mixed(n=300), 2)[1]
+    assert torch.equal(more[: len(pools)], pools)
+
+
+def test_without_corrected_images_none_is_marked_as_one_and_no_pool_is_needed():
+    source = MixedSource(tiny_set(70), tiny_set(70)[:0], 12, 0, seed=0)
+    batches = list(source.epoch(1))
+    assert len(batches) == source.steps() == 5
+    for batch in batches:
+        assert not batch.is_corrected.any()
+        assert batch.is_corrected.shape == (12,)
+        assert batch.labels.tolist() == [0] * 12
+    assert drawn(source, 1)[0].unique().numel() == 60
+
+
+def test_a_set_of_just_one_batch_is_one_step():
+    assert mixed(n=9).steps() == 1
+    assert drawn(mixed(n=9), 1)[0].sort().values.tolist() == [list(range(9))]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"corrected": 12}, "12 corrected images do not leave room in a batch of 12"),
+        ({"corrected": 13}, "13 corrected images do not leave room in a batch of 12"),
+        ({"corrected": -1}, "-1 corrected images"),
+        ({"batch": 0, "corrected": 0}, "0 corrected images do not leave room in a batch of 0"),
+        ({"n": 8}, "a set of 8 images is smaller than the 9 that a batch of 12 takes from it"),
+        ({"n": 0}, "a set of 0 images is smaller"),
+        ({"pool": 0}, "the pool of corrected images is empty"),
+    ],
+)
+def test_sizes_that_do_not_fit_a_mixed_batch_are_refused(sizes, message):
+    with pytest.raises(ValueError, match=message):
+        mixed(**sizes)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_a_gpu_sees_the_mixed_batches_that_the_cpu_sees():
+    here = mixed()
+    there = MixedSource(here.data.to("cuda"), here.pool.to("cuda"), 12, 3, 0)
+    for one, other in zip(there.epoch(1), here.epoch(1), strict=True):
+        assert torch.equal(one.index.cpu(), other.index)
+        torch.testing.assert_close(one.images.cpu(), other.images, rtol=0, atol=1e-6)
 
 
 # ---- the set ----------------------------------------------------------------------------------------------------

@@ -43,7 +43,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         with warnings.catch_warnings():  # torch's thoughts on the pickle protocol help nobody here
             warnings.simplefilter("ignore")
-            if not _is_whole(data):
+            if not is_whole(data):
                 raise ValueError
             content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -59,7 +59,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def _is_whole(data: bytes) -> bool:
+def is_whole(data: bytes) -> bool:
     """Whether every part has the CRC-32 that stands beside it; files of before torch 1.6 have none."""
     if not zipfile.is_zipfile(io.BytesIO(data)):
         return True

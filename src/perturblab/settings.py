@@ -49,9 +49,11 @@ class Settings(BaseModel):
     def _no_truth_for_a_number(cls, value: Any, about: ValidationInfo) -> Any:
         """pydantic takes True for 1; ``seed: true`` in a file is a slip."""
         kind = cls.model_fields[about.field_name or ""].annotation
-        if isinstance(value, bool) and {kind, *get_args(kind)} & {int, float}:
-            return str(value)
-        return value
+        if not {kind, *get_args(kind)} & {int, float}:
+            return value
+        if isinstance(value, list | tuple):
+            return [str(one) if isinstance(one, bool) else one for one in value]
+        return str(value) if isinstance(value, bool) else value
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> Self:

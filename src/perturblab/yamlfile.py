@@ -34,6 +34,13 @@ class _Loader(yaml.SafeLoader):
             raise yaml.MarkedYAMLError(problem="aliases (*name) are not read here", problem_mark=mark)
         return super().compose_node(parent, index)
 
+    def scan_to_next_token(self) -> None:
+        """Between brackets a tab is a space, as YAML has it and JSON files are often indented; PyYAML refuses it."""
+        super().scan_to_next_token()
+        while self.flow_level and self.peek() == "\t":
+            self.forward()
+            super().scan_to_next_token()
+
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> _Mapping:
     if not isinstance(node, yaml.MappingNode):  # !!map [1]

@@ -27,6 +27,8 @@ from perturblab.studies.correction.parts import network
 from perturblab.terminal import say
 from perturblab.train import Recipe, fit
 
+SHOWN = 10  # epochs; of more only the first and the last
+
 
 def train(settings: TrainBase) -> None:
     """Train (or go on, or only export) and say how far the network follows the dot."""
@@ -51,40 +53,35 @@ def work(s: TrainBase, stop: StopFlag, run: RunFolder) -> None:
     with seeded(s.seed, "init"):
         model = network(images)
     model.to(device)
-    for epoch in fit(
-        run, model, CrossEntropy(), ShuffledSource(images, s.batch_size, s.seed), recipe(s), stop
-    ):
-        shown = {
-            f"test_acc_{name}": score(model, part, precision=s.precision).accuracy
-            for name, part in (("confounded", dotted), ("original", plain))
+    plan = recipe(s)
+    source = ShuffledSource(images, s.batch_size, s.seed)
+    for epoch in fit(run, model, CrossEntropy(), source, plan, stop):
+        means = {"train_loss": epoch.means["loss_full"], "train_acc_online": epoch.accuracy_online}
+        on_test = {
+            name: score(model, part, precision=s.precision).accuracy
+            for name, part in (("dotted", dotted), ("plain", plain))
         }
         run.log(
             kind="epoch",
             epoch=epoch.number,
-            train_loss=epoch.means["loss_full"],
-            train_acc_online=epoch.accuracy_online,
-            **shown,
+            **means,
+            **{f"test_acc_{name}": share for name, share in on_test.items()},
         )
-        say(
-            f"base epoch {epoch.number}/{s.epochs}  loss {epoch.means['loss_full']:.4f}  test {shown['test_acc_confounded']:.4f} dotted, {shown['test_acc_original']:.4f} plain"
-        )
+        if epoch.number in (1, plan.epochs) or plan.epochs <= SHOWN:
+            told = ", ".join(f"{share:.4f} {name}" for name, share in on_test.items())
+            say(f"base epoch {epoch.number}/{plan.epochs}  loss {means['train_loss']:.4f}  test {told}")
     weights = read_checkpoint(run.checkpoints()[-1])["model"]
     write_checked(run.path / "model.pth", to_bytes(to_cpu(dict(weights))))
     found = reliance(model, plain, dotted, s.precision)
-    run.finish(
-        {
-            "epochs": s.epochs,
-            "seed": s.seed,
-            "data_sha256": s.data_sha256,
-            "reliance": found,
-            "settings": s.identity(),
-        }
-    )
+    about = {"epochs": plan.epochs, "seed": s.seed, "data_sha256": s.data_sha256, "n": len(images)}
+    run.finish({**about, "reliance": found, "settings": s.identity()})
 
 
 def recipe(s: TrainBase) -> Recipe:
+    """Adam at a constant rate, no weight decay (correction.md 4.4)."""
     return Recipe(
-        epochs=s.epochs, optimizer=partial(torch.optim.Adam, lr=s.learning_rate, fused=True), lr=constant(s.learning_rate),
+        epochs=s.epochs,
+        optimizer=partial(torch.optim.Adam, lr=s.learning_rate, fused=True), lr=constant(s.learning_rate),
         seed=s.seed, precision=s.precision, checkpoint_every_s=s.checkpoint_every,
     )  # fmt: skip
 

@@ -22,7 +22,7 @@ NAMES = ("config_baseline.yaml", "baseline_config.yaml")
 """What the document calls the file, and what it is called."""
 CHAINED = ("learning_rate", "lambda_weight")
 """What an earlier stage may supply (decision 31)."""
-KEYS = [name for name in Run.names() if name != "experiment"]
+KEYS = [name for name in Run.names() if Run.field_for(name) != "experiment"]
 
 
 def settings_of(config: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -67,7 +67,8 @@ def experiment_of(path: Path, experiment: str | None, named: bool = True) -> dic
     if named and experiment is None:
         raise UserError(f"--experiment is required: one of {', '.join(there)}")
     if named and experiment not in there:
-        raise UserError(f"no experiment '{experiment}' in {path.name}{nearest(str(experiment), there)}")
+        choices = nearest(str(experiment), there) if there else "; it has none"
+        raise UserError(f"no experiment '{experiment}' in {path.name}{choices}")
     values = flat(path, section(path, content, "general"))
     for under in sections.values():
         if experiment is not None and experiment in under:
@@ -78,11 +79,14 @@ def experiment_of(path: Path, experiment: str | None, named: bool = True) -> dic
 def flat(path: Path, content: Any) -> dict[str, Any]:
     """Keys of a section and of its ``program_args`` by field; what is empty is not set."""
     check_keys(path, content, [*KEYS, "program_args"])
+    nested = [key for key in content if key.replace("-", "_") == "program_args"]
+    groups = [section(path, content, key) for key in nested]
+    for group in groups:
+        check_keys(path, group, KEYS)
     values: dict[str, Any] = {}
-    for group in (content, section(path, content, "program_args")):
-        check_keys(path, group, [*KEYS, "program_args"] if group is content else KEYS)
+    for group in (content, *groups):
         for key, value in group.items():
-            if key == "program_args" or value is None:
+            if key in nested or value is None:
                 continue
             field = Run.field_for(key)
             if field in values:

@@ -7,6 +7,7 @@ A set is a dictionary of tensors: ``inputs`` float32 ``[n 1 28 28]`` in [0, 1], 
 from __future__ import annotations
 
 import io
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot, pad
 from torch.utils.data import TensorDataset
 
-from perturblab.checkpoints import read_checkpoint, to_bytes
+from perturblab.checkpoints import is_whole, read_checkpoint, to_bytes
 from perturblab.confound import Shortcut, plant
 from perturblab.datasets import load
 from perturblab.files import check_writable, write_atomic, write_json
@@ -27,6 +28,7 @@ from perturblab.studies.correction.layout import DIGITS, about, about_file, set_
 from perturblab.terminal import UserError, say, warn
 
 SIDE = 28
+SMALLEST = 4  # pixels a side: the network halves them twice
 DRAWN = 20  # MNIST's digits are drawn 20 pixels wide in the middle of 28, and so are those of `digits`
 
 
@@ -132,6 +134,14 @@ def read_sets(data: str | Path) -> Sets:
         )
     if train.images.shape[1:] != original.images.shape[1:]:
         raise UserError(f"{files['train']} and {files['original']} hold images of different sizes")
+    assert confounded.annotation is not None
+    if not confounded.annotation.any():
+        raise UserError(
+            f"{files['confounded']} marks no image, so nothing shows whether a network follows the mark"
+        )
+    outside = [part.images.masked_fill(confounded.annotation, 0) for part in (original, confounded)]
+    if not torch.equal(*outside):
+        raise UserError(f"{files['original']} and {files['confounded']} differ outside the marks")
     return Sets(train, confounded, original)
 
 
@@ -155,11 +165,14 @@ def checked(path: Path, content: dict[str, Any], masks: bool) -> ImageSet:
             raise UserError(
                 f"{path} lacks '{key}': 08MNIST files hold inputs, labels and, if confounded, masks"
             )
-    inputs, labels = content["inputs"], content["labels"]
-    n = len(inputs) if inputs.dim() == 4 else -1
-    if n < 1 or not inputs.is_floating_point() or not bool(((inputs >= 0) & (inputs <= 1)).all()):
+    given, kind = content["inputs"], content["inputs"].dtype
+    inputs, labels = plain(path, "inputs", given), plain(path, "labels", content["labels"])
+    n, channels, height, width = inputs.shape if inputs.dim() == 4 else (0, 0, 0, 0)
+    if not (n and channels == 1 and height == width >= SMALLEST and given.is_floating_point()):
+        raise UserError(f"{path}: inputs must be float [n 1 h h], not {kind} {list(inputs.shape)}")
+    if not bool(((inputs >= 0) & (inputs <= 1)).all()):
         raise UserError(
-            f"{path}: inputs must be float [n 1 h w] from 0 to 1, not {inputs.dtype} {list(inputs.shape)}"
+            f"{path}: inputs must lie from 0 to 1; they go from {inputs.min():g} to {inputs.max():g}"
         )
     is_one_hot = (
         labels.shape == (n, 2)
@@ -168,15 +181,29 @@ def checked(path: Path, content: dict[str, Any], masks: bool) -> ImageSet:
     )
     if not is_one_hot:
         raise UserError(f"{path}: labels must be one-hot [{n} 2], not {labels.dtype} {list(labels.shape)}")
-    expected = (n, 1, *inputs.shape[2:])
-    if masks and content["masks"].shape != expected:
+    annotation = plain(path, "masks", content["masks"]) if masks else None
+    if annotation is not None and annotation.shape != inputs.shape:
         raise UserError(
-            f"{path}: the annotation (masks) must be {list(expected)}, not {list(content['masks'].shape)}"
+            f"{path}: the annotation (masks) must be {list(inputs.shape)}, not {list(annotation.shape)}"
         )
-    pixels = (255 * inputs.float()).round()
-    if bool(((255 * inputs.float() - pixels).abs() > 1e-2).any()):
+    if annotation is not None and not bool(((annotation == 0) | (annotation == 1)).all()):
+        raise UserError(f"{path}: the annotation (masks) must be 1 under the mark and 0 elsewhere")
+    pixels = (255 * inputs).round()
+    if bool(((255 * inputs - pixels).abs() > 1e-2).any()):
         warn(f"{path}: pixels are rounded to 256 grey levels")
-    return image_set(pixels.to(torch.uint8), labels.argmax(1), content["masks"] > 0.5 if masks else None)
+    return image_set(
+        pixels.to(torch.uint8), labels.argmax(1), None if annotation is None else annotation == 1
+    )
+
+
+def plain(path: Path, key: str, found: Tensor) -> Tensor:
+    """As float32; UserError for a tensor that does not hold its numbers one by one."""
+    there = found.layout is torch.strided and found.device.type == "cpu" and not found.is_nested
+    if not there or found.is_complex() or found.is_quantized:
+        raise UserError(
+            f"{path}: {key} is a tensor of a kind that is not read ({found.layout}, {found.dtype})"
+        )
+    return found.detach().float()
 
 
 # ---- what the original notebooks wrote -------------------------------------------------------------------------------
@@ -191,16 +218,25 @@ def convert(s: Convert) -> None:
         raise UserError(f"cannot read {source}: {error.strerror}") from None
     content = from_tensor_dataset(source, data)
     images = checked(source, content, masks="masks" in content)
-    if not s.out:
-        write_atomic(target.with_name(f"{target.name}.legacy"), data)
+    if target.exists() and target.samefile(source):
+        keep(target.with_name(f"{target.name}.legacy"), data)
     write_atomic(target, to_bytes(as_dictionary(images)))
     say(f"{target}: {len(images):,} images, keys {', '.join(content)}")
 
 
+def keep(path: Path, data: bytes) -> None:
+    if path.exists() and path.read_bytes() != data:
+        raise UserError(f"{path} is there already, with other content; move it away, or give --out")
+    write_atomic(path, data)
+
+
 def from_tensor_dataset(path: Path, data: bytes) -> dict[str, Tensor]:
     """``inputs``, ``labels`` (one-hot) and, if there are three tensors, ``masks``; UserError for any other structure."""
-    with torch.serialization.safe_globals([TensorDataset]):
+    with torch.serialization.safe_globals([TensorDataset]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about the pickle protocol
         try:
+            if not is_whole(data):
+                raise ValueError
             found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         except Exception:  # damaged, or another class: nothing of it was run
             found = None
@@ -213,9 +249,10 @@ def from_tensor_dataset(path: Path, data: bytes) -> dict[str, Tensor]:
         if isinstance(found, dict) and "inputs" in found:
             raise UserError(f"{path} holds tensors already; there is nothing to convert")
         raise UserError(
-            f"{path} is not a pickled TensorDataset of two or three tensors; refused, nothing was run"
+            f"{path} is damaged or no pickled TensorDataset of two or three tensors; refused, nothing was run"
         )
     content = dict(zip(("inputs", "labels", "masks"), tensors, strict=False))
-    if content["labels"].dim() == 1 and set(content["labels"].unique().tolist()) <= {0, 1}:
-        content["labels"] = one_hot(content["labels"].long(), 2)
+    labels = plain(path, "labels", content["labels"])
+    if labels.dim() == 1 and set(labels.unique().tolist()) <= {0, 1}:
+        content["labels"] = one_hot(labels.long(), 2)
     return content

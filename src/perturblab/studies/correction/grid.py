@@ -22,11 +22,11 @@ from perturblab.studies.correction.records import (
     per_combination,
     per_epoch,
 )
-from perturblab.studies.correction.stages import Stage, completed, is_record, record_file
+from perturblab.studies.correction.stages import SUPPLIES, Stage, completed, is_record, record_file
 from perturblab.studies.correction.summary import summary
 from perturblab.studies.correction.verdicts import verdict
 from perturblab.sweep import Plan, explain_failures, run_plan
-from perturblab.terminal import say, warn
+from perturblab.terminal import UserError, say, warn
 
 # What every run imports; torch brings in its compiler with the first optimiser, whether it compiles or not.
 PRELOAD = ("perturblab.studies.correction.cell", "torch._dynamo")
@@ -35,6 +35,7 @@ SCHEMA_VERSION = 1
 
 def run(settings: Run) -> None:
     """Run what is missing, then write the tables and the record, and say what the experiment shows."""
+    check_possible(settings)
     for target in (Path(settings.output_filename), record_file(settings.output_filename)):
         check_writable(target)
     provide(settings)
@@ -55,6 +56,18 @@ def run(settings: Run) -> None:
         write_tables(s, stage)
     explain_failures(plan, [one for one in outcomes if not diverged(one.cell)])
     tell(s, stage)
+
+
+def check_possible(s: Run) -> None:
+    """UserError before anything is built or trained, if no data could make the grid run."""
+    size, corrected = s.batch_size, s.user_corrected_max_per_batch
+    if corrected >= size:
+        raise UserError(
+            f"--batch_size {size}, --user_corrected_max_per_batch {corrected}: the corrected images leave no room for others"
+        )
+    filled = {name: getattr(s, name) or (1.0,) for name in SUPPLIES}
+    if not list(s.model_copy(update=filled).grid()):
+        raise UserError(f"{s.experiment}: --loss_type and --user_corrected_pool_size need one or more values")
 
 
 # ---- the cells -------------------------------------------------------------------------------------------------------

@@ -38,7 +38,8 @@ def about_file(data: str | Path) -> Path:
 def about(data: str | Path) -> dict[str, Any] | None:
     """None for a set that was not made here."""
     path = about_file(data)
-    return read_json(path) if path.exists() else None
+    said = read_json(path) if path.exists() else None
+    return said if isinstance(said, dict) and said.get("made_by") == BUILD else None
 
 
 def data_sha256(data: str | Path) -> str:

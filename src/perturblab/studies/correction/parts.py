@@ -101,7 +101,10 @@ def base_network(path: str, images: ImageSet) -> SteppedModel:
     """The network of a state_dict, or of a checkpoint that holds one as ``model_state_dict``."""
     model = network(images)
     content = read_checkpoint(path)
-    load_weights(model, content.get("model_state_dict", content), path)
+    weights = content.get("model_state_dict", content)
+    if not isinstance(weights, dict):
+        raise UserError(f"{path}: its model_state_dict is no dictionary of weights")
+    load_weights(model, weights, path)
     return model
 
 

@@ -9,6 +9,7 @@ from perturblab.studies.correction.summary import Record, Stage, best, main_cell
 
 GUESSING = 0.95 * math.log(2)  # nats; a validation loss from here on is no better than a coin
 CLOSE = 0.99  # of the best validation accuracy: the epoch that reaches it says how fast a rate learns
+RISEN = 0.1  # of the first epoch's training loss: ups and downs below it are those of a loss near 0
 SLOW = 3  # times the epochs of the best rate
 
 
@@ -28,13 +29,15 @@ def rate_marks(stage: Stage) -> list[tuple[Record, str]]:
 
 
 def diverges(cell: Record) -> bool:
-    """Not finite, never better than guessing, or with a training loss at its end twice what it once was."""
+    """Not finite, never better than guessing, or with a training loss at its end twice what it was and well above 0."""
     if cell["status"] != "done":
         return bool(cell["status"] == "diverged")
     losses = cell["history"]["train_loss"]
     quarter = max(1, len(losses) // 4)
     averages = [fmean(losses[i : i + quarter]) for i in range(0, len(losses) - quarter + 1, quarter)]
-    return bool(cell["result"]["best_val_loss"] >= GUESSING) or averages[-1] > 2 * min(averages) + 0.01
+    return bool(cell["result"]["best_val_loss"] >= GUESSING) or averages[-1] > max(
+        2 * min(averages), RISEN * losses[0]
+    )
 
 
 def is_slow(cell: Record, top: Record) -> bool:

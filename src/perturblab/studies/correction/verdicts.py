@@ -36,7 +36,7 @@ def _overfits(stage: Stage) -> Verdict:
     threshold = stage["settings"]["accuracy_threshold"]
     found = [_learns_by_heart(cell, threshold) for cell in main_cells(stage)]
     problems = [
-        f"{cell['loss_type']}: {what}"
+        f"{cell['loss_type'].capitalize()}: {what}"
         for cell, (what, _) in zip(main_cells(stage), found, strict=True)
         if what
     ]
@@ -53,7 +53,7 @@ def _learns_by_heart(cell: Record, threshold: float) -> tuple[str, str]:
     wrong = []
     if cell["result"]["best_val_loss"] >= GUESSING:
         wrong.append(
-            f"it guesses: learning rate {cell['learning_rate']:g} is too high, try --learning_rate 0.001"
+            f"it only guesses (learning rate {cell['learning_rate']:g} is too high, try --learning_rate 0.001)"
         )
     if losses[-1] > 0.1 * losses[0]:
         wrong.append("the training loss did not fall to a tenth")
@@ -69,7 +69,7 @@ def _learns_by_heart(cell: Record, threshold: float) -> tuple[str, str]:
         f"accuracy reached {percent(accuracy)}; no NaN; "
         + ("images logged." if images_logged(cell) else "images missing.")
     )
-    return ", ".join(wrong), told
+    return "; ".join(wrong), told
 
 
 def images_logged(cell: Record) -> bool:
