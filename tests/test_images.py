@@ -159,10 +159,11 @@ def test_images_of_both_kinds_are_normalised_as_one_by_one():
     source = mixed(200, 7, 9, 2)  # 28 batches: more than are gathered at a time
     mean, std = (torch.tensor(v, dtype=torch.float64).view(2, 1, 1) for v in ((0.25, 0.5), (0.5, 0.125)))
     for batch in source.epoch(3):
-        for place, (i, image) in enumerate(zip(batch.index.tolist(), batch.images, strict=True)):
-            pixels = (source.data if place < 7 else source.pool).images[i]
-            expected = (pixels.double() / 255 - mean) / std
-            torch.testing.assert_close(image.double(), expected, rtol=0, atol=1e-6)
+        chosen = [
+            (source.data if place < 7 else source.pool, i) for place, i in enumerate(batch.index.tolist())
+        ]
+        expected = torch.stack([(data.images[i].double() / 255 - mean) / std for data, i in chosen])
+        torch.testing.assert_close(batch.images.double(), expected, rtol=0, atol=1e-6)
         assert batch.images.dtype == torch.float32
         assert batch.annotation is None
         assert batch.mix is None

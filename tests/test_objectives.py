@@ -1,6 +1,8 @@
-"""The masked loss, against the closed forms of masked-loss.md 1.5 and against one plain hooked pass per mask."""
+"""The masked loss, against the closed forms of masked-loss.md 1.5 and against one plain hooked pass per mask; the
+losses of corrected batches, sample by sample."""
 
 import copy
+import math
 from dataclasses import replace
 
 import pytest
@@ -13,9 +15,12 @@ from torch.nn.functional import cross_entropy
 from perturblab.images import Batch
 from perturblab.models import VGG
 from perturblab.objectives import Clock, Loss, Objective
+from perturblab.objectives.corrected import Balanced, Imbalanced
 from perturblab.objectives.cross_entropy import CrossEntropy
 from perturblab.objectives.masked import MaskedLoss, combine, warmed_up
+from perturblab.sites import Step, SteppedModel
 from perturblab.streams import seeded, stream
+from perturblab.studies.correction import equal_lambda
 from perturblab.studies.masked_loss import Train
 from perturblab.studies.masked_loss import run as study
 
@@ -406,3 +411,170 @@ def test_the_settings_of_a_run_choose_its_objective() -> None:
     draws = arm("masked", n_masks=5, lambda_max=0.5, site="conv1").draw(a_batch(), LATE)
     assert draws["keep_masks"].shape == (5, 3)  # conv1 at width 0.05 has 3 channels
     assert value(draws["weight"]) == 0.5
+
+
+# ---- corrected images in a batch (correction.md 4.1 and 4.5) ----------------------------------------------------
+
+
+class AsLogits(SteppedModel):
+    """The images are the logits: what the loss does to each of them can be looked at."""
+
+    def steps(self) -> list[Step]:
+        return [(None, lambda images: images)]
+
+
+def mixed_logits(n: int, k: int, seed: int = 0) -> Batch:
+    """``n`` logits of three classes, float64, of which the last ``k`` are corrected."""
+    generator = stream(seed, "logits")
+    logits = 3 * torch.randn(n, 3, generator=generator, dtype=torch.float64)
+    labels = torch.randint(3, (n,), generator=generator)
+    return Batch(logits.requires_grad_(), labels, torch.arange(n), n_corrected=k)
+
+
+def sample_by_sample(batch: Batch) -> tuple[list[float], list[float]]:
+    """The cross-entropies of the images as found, and of the corrected ones: each by its formula, in Python."""
+    losses = [
+        math.log(sum(math.exp(z) for z in row)) - row[label]
+        for row, label in zip(batch.images.tolist(), batch.labels.tolist(), strict=True)
+    ]
+    here = len(losses) - batch.n_corrected
+    return losses[:here], losses[here:]
+
+
+def mean(losses: list[float]) -> float:
+    """An absent group counts 0."""
+    return sum(losses) / len(losses) if losses else 0.0
+
+
+def of_weight(weight: float, batch: Batch) -> Loss:
+    """The balanced loss with lambda in double precision, as for a gradient check."""
+    return Balanced(0.0)(AsLogits(), batch, {"weight": torch.tensor(weight, dtype=torch.float64)})
+
+
+def gradient(loss: Loss, batch: Batch) -> Tensor:
+    return torch.autograd.grad(loss.total, batch.images)[0]
+
+
+sizes = st.integers(1, 20).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n)))
+"""Images in a batch, and how many of them are corrected: also none, also all."""
+
+
+@given(sizes, seeds, lambdas)
+@settings(deadline=None)
+def test_balanced_is_the_mean_over_images_as_found_plus_lambda_times_that_over_corrected_ones(
+    size, seed, lam
+) -> None:
+    batch = mixed_logits(*size, seed)
+    found, corrected = sample_by_sample(batch)
+    worker = Balanced(lam)
+    loss = worker(AsLogits(), batch, worker.draw(batch, LATE))
+    assert loss.total.item() == pytest.approx(mean(found) + lam * mean(corrected), rel=1e-9, abs=1e-12)
+    assert loss.total.shape == ()
+    assert torch.equal(loss.logits, batch.images)
+
+
+@given(sizes, seeds)
+@settings(deadline=None)
+def test_imbalanced_is_the_mean_over_the_whole_batch(size, seed) -> None:
+    batch = mixed_logits(*size, seed)
+    found, corrected = sample_by_sample(batch)
+    loss = Imbalanced()(AsLogits(), batch, Imbalanced().draw(batch, LATE))
+    assert loss.total.item() == pytest.approx(mean([*found, *corrected]), rel=1e-9)
+
+
+@pytest.mark.parametrize("worker", [Balanced(2.5), Imbalanced()], ids=["balanced", "imbalanced"])
+@given(size=sizes, seed=seeds)
+@settings(deadline=None)
+def test_the_parts_are_the_true_sums_of_both_groups_whatever_is_minimised(worker, size, seed) -> None:
+    """For the imbalanced loss too (decision 22), with their counts: means over an epoch weigh every image the same."""
+    batch = mixed_logits(*size, seed)
+    found, corrected = sample_by_sample(batch)
+    loss = worker(AsLogits(), batch, worker.draw(batch, LATE))
+    parts = {name: (value(total), n) for name, (total, n) in loss.parts.items()}
+    assert parts.pop("loss_total") == (
+        pytest.approx(len(batch.labels) * loss.total.item()),
+        len(batch.labels),
+    )
+    assert parts.pop("loss_confounded") == (pytest.approx(sum(found)), len(found))
+    if corrected:
+        assert parts.pop("loss_corrected") == (pytest.approx(sum(corrected)), len(corrected))
+    assert not parts, "a group that is absent has no mean"
+
+
+@pytest.mark.parametrize(("n", "k"), [(64, 4), (16, 4), (7, 3), (5, 1), (8, 7)])
+def test_imbalanced_is_balanced_at_lambda_k_over_b_minus_k_up_to_the_factor_of_b_minus_k_over_b(n, k) -> None:
+    """The algebra of correction.md 4.1: value and gradient, so that Adam does the same."""
+    batch = mixed_logits(n, k)
+    whole, equal = Imbalanced()(AsLogits(), batch, {}), of_weight(k / (n - k), batch)
+    assert whole.total.item() == pytest.approx((n - k) / n * equal.total.item(), rel=1e-13)
+    one, other = gradient(whole, batch), gradient(equal, batch)
+    torch.testing.assert_close(one, (n - k) / n * other, rtol=1e-13, atol=0)
+    assert cosine(one, other) == pytest.approx(1, abs=1e-14)
+    twice = gradient(of_weight(2 * k / (n - k), batch), batch)
+    assert cosine(one, twice) < 0.99999, "at another lambda it is another direction"
+    assert equal_lambda(n, k) == k / (n - k)
+
+
+def cosine(one: Tensor, other: Tensor) -> float:
+    return (one.flatten() @ other.flatten() / (one.norm() * other.norm())).item()
+
+
+def test_balanced_and_imbalanced_weights_of_a_network_have_parallel_gradients_at_that_lambda() -> None:
+    model, batch = a_model(torch.float64).eval(), replace(a_batch(8, dtype=torch.float64), n_corrected=2)
+    found = []
+    for worker, weight in ((Balanced(0.0), 2 / 6), (Imbalanced(), 0.0)):
+        loss = worker(model, batch, {"weight": torch.tensor(weight, dtype=torch.float64)})
+        found.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss.total, [*model.parameters()])]))
+    torch.testing.assert_close(found[1], 6 / 8 * found[0], rtol=1e-9, atol=1e-15)
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.3, 10.0])
+@pytest.mark.parametrize("k", [0, 2, 6])
+def test_the_gradient_in_logits_is_softmax_minus_one_hot_over_each_group(lam, k) -> None:
+    batch = mixed_logits(6, k)
+    one_hot = nn.functional.one_hot(batch.labels, 3).double()
+    away = batch.images.detach().softmax(1) - one_hot
+    each = torch.tensor([1 / max(6 - k, 1)] * (6 - k) + [lam / max(k, 1)] * k, dtype=torch.float64)
+    torch.testing.assert_close(gradient(of_weight(lam, batch), batch), each[:, None] * away)
+    torch.testing.assert_close(gradient(Imbalanced()(AsLogits(), batch, {}), batch), away / 6)
+
+
+@pytest.mark.parametrize("k", [0, 2, 5])
+def test_both_losses_pass_a_numerical_gradient_check(k) -> None:
+    batch = mixed_logits(5, k)
+    for total in (
+        lambda logits: of_weight(0.7, replace(batch, images=logits)).total,
+        lambda logits: Imbalanced()(AsLogits(), replace(batch, images=logits), {}).total,
+    ):
+        assert torch.autograd.gradcheck(total, batch.images)
+
+
+def test_lambda_0_ignores_the_corrected_images_and_without_any_both_losses_are_plain_cross_entropy() -> None:
+    batch = mixed_logits(6, 2)
+    assert not gradient(of_weight(0.0, batch), batch)[4:].any()
+    plain = mixed_logits(6, 0)
+    expected = cross_entropy(plain.images, plain.labels)
+    for loss in (of_weight(5.0, plain), Imbalanced()(AsLogits(), plain, {})):
+        torch.testing.assert_close(loss.total, expected)
+        torch.testing.assert_close(
+            gradient(loss, plain), torch.autograd.grad(expected, plain.images, retain_graph=True)[0]
+        )
+
+
+@given(st.lists(sizes, min_size=1, max_size=4), seeds)
+@settings(deadline=None)
+def test_means_over_an_epoch_are_over_images_not_over_batches(batches, seed) -> None:
+    """What ``fit`` adds up: batches of different sizes, with and without corrected images."""
+    sums: dict[str, list[float]] = {}
+    found, corrected = [], []
+    for number, size in enumerate(batches):
+        batch = mixed_logits(*size, seed + number)
+        groups = sample_by_sample(batch)
+        found += groups[0]
+        corrected += groups[1]
+        for name, (total, n) in of_weight(1.5, batch).parts.items():
+            so_far = sums.setdefault(name, [0.0, 0])
+            so_far[0] += value(total)
+            so_far[1] += n
+    assert sums["loss_confounded"] == [pytest.approx(sum(found)), len(found)]
+    assert sums.get("loss_corrected", [0.0, 0]) == [pytest.approx(sum(corrected)), len(corrected)]

@@ -17,19 +17,8 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from scipy import stats
 
-from perturblab.report.plots import (
-    FIXED,
-    PALETTE,
-    Axis,
-    Panel,
-    by_rows,
-    colours,
-    data_behind,
-    line,
-    picture,
-    save,
-    shade,
-)
+from perturblab.report.palette import FIXED, PALETTE, colours, shade
+from perturblab.report.plots import Axis, Panel, by_rows, data_behind, line, picture, save
 from perturblab.report.statistics import (
     _rank_interval,
     paired,

@@ -4,6 +4,7 @@ import copy
 import json
 import signal
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,18 +20,22 @@ from conftest import (
     Zygote,
     fresh_model,
     same_weights,
+    stopping_after,
     tiny_folder,
     tiny_images,
     train_tiny,
 )
 from perturblab.augment import cutmix
+from perturblab.files import write_checked
 from perturblab.images import Batch, ShuffledSource
 from perturblab.objectives import Clock, Loss
 from perturblab.objectives.cross_entropy import CrossEntropy
 from perturblab.objectives.masked import MaskedLoss
 from perturblab.runs import Diverged, Row, RunFolder
+from perturblab.schedules import constant
 from perturblab.signals import Interrupted, StopFlag
 from perturblab.sites import SteppedModel
+from perturblab.state import Best
 from perturblab.streams import stream
 from perturblab.train import Decision, Epoch, Recipe, fit
 
@@ -348,6 +353,186 @@ def test_global_random_state_is_left_alone(tmp_path: Path) -> None:
     torch.manual_seed(5)
     train_tiny(tmp_path)
     assert torch.equal(torch.rand(3), expected)
+
+
+# ---- the best weights ----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Kept:
+    """The best weights at the end, and those of the model after each epoch that this process measured."""
+
+    best: dict[str, Tensor] | None
+    after: dict[int, dict[str, Tensor]]
+    weights: dict[str, Tensor]
+    run: RunFolder
+
+
+def keep_best(
+    folder: Path, losses: list[float], stop_after: int = 0, crash_after: int = 0, every_s: float = 0.0
+) -> Kept:
+    """Train as a study does that keeps the best epoch, from where the folder stands; epoch n has the n-th loss.
+
+    ``stop_after``: SIGTERM comes during that step. ``crash_after``: the process is gone when that epoch's weights are kept.
+    """
+    model, run, best, stop, lr = fresh_model(), tiny_folder(folder), Best(), None, constant(0.1)
+    if stop_after:
+        stop, lr = stopping_after(stop_after, lr)
+    sgd = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
+    recipe = Recipe(len(losses), sgd, lr, checkpoint_every_s=every_s)
+    after = {}
+    with run.claimed():
+        for epoch in fit(
+            run, model, CrossEntropy(), ShuffledSource(tiny_images(), 8, 0), recipe, stop, best=best
+        ):
+            after[epoch.number] = copy.deepcopy(model.state_dict())
+            loss = losses[epoch.number - 1]
+            if all(loss < row["loss"] for row in run.rows):
+                best.keep(model)
+            if epoch.number == crash_after:
+                raise Crash
+            run.log(kind="epoch", epoch=epoch.number, loss=loss)
+    return Kept(best.weights, after, model.state_dict(), run)
+
+
+LOSSES = {"first": [1, 2, 3, 4], "second": [2, 1, 3, 4], "last": [4, 3, 2, 1], "some": [3, 4, 2, 5]}
+BEST = {"first": 1, "second": 2, "last": 4, "some": 3}
+
+
+@pytest.mark.parametrize("which", LOSSES)
+def test_the_kept_weights_are_those_of_the_best_epoch_and_training_on_does_not_change_them(
+    tmp_path: Path, which: str
+) -> None:
+    kept = keep_best(tmp_path, LOSSES[which])
+    assert sorted(kept.after) == [1, 2, 3, 4]
+    for epoch, weights in kept.after.items():
+        assert same_weights(kept.best, weights) == (epoch == BEST[which])
+    assert same_weights(kept.weights, kept.after[4])  # the network itself goes on
+
+
+@pytest.mark.parametrize("which", LOSSES)
+def test_a_run_stopped_after_any_step_has_the_best_weights_of_the_undisturbed_one(
+    tmp_path: Path, which: str
+) -> None:
+    whole = keep_best(tmp_path / "whole", LOSSES[which])
+    for step in range(1, 4 * STEPS + 1):
+        with pytest.raises(Interrupted):
+            keep_best(tmp_path / str(step), LOSSES[which], stop_after=step, every_s=1e9)
+        again = keep_best(tmp_path / str(step), LOSSES[which], every_s=1e9)
+        assert same_weights(again.best, whole.best)
+        assert same_weights(again.weights, whole.weights)
+
+
+@pytest.mark.parametrize("epoch", [1, 2, 3, 4])
+def test_a_run_that_goes_back_has_the_weights_that_were_the_best_then(tmp_path: Path, epoch: int) -> None:
+    """It dies when it has kept an epoch, which on the second try is not better than those before (another machine)."""
+    whole = keep_best(tmp_path / "whole", [4, 3, 2, 1])
+    with pytest.raises(Crash):
+        keep_best(tmp_path / "crashed", [4, 3, 2, 1], crash_after=epoch)
+    losses = [9.0 if number >= epoch else 5 - number for number in (1, 2, 3, 4)]
+    again = keep_best(tmp_path / "crashed", losses)
+    assert list(again.after) == list(range(epoch, 5))  # so it was not trained from the start
+    assert same_weights(again.best, whole.after[max(epoch - 1, 1)])
+
+
+def test_a_checkpoint_holds_the_best_weights_so_far_and_those_of_before_have_none(tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        keep_best(tmp_path, LOSSES["first"], stop_after=2 * STEPS + 1)
+    path = tiny_folder(tmp_path).checkpoints()[-1]
+    content = torch.load(path, weights_only=True)
+    whole = keep_best(tmp_path / "whole", LOSSES["first"])
+    assert same_weights(content["best"], whole.after[1])
+    assert not same_weights(content["best"], content["model"])
+
+    del content["best"]
+    torch.save(content, tmp_path / "old.pt")
+    write_checked(path, (tmp_path / "old.pt").read_bytes())
+    again = keep_best(tmp_path, [9, 9, 9, 9])
+    assert again.best is None
+    assert same_weights(again.weights, whole.weights)
+
+
+def test_a_run_that_keeps_no_best_weights_has_none_in_its_checkpoints(tmp_path: Path) -> None:
+    assert torch.load(train_tiny(tmp_path).folder.checkpoints()[-1], weights_only=True)["best"] is None
+
+
+# ---- clipped gradients ---------------------------------------------------------------------------------------------
+
+
+def clipped_by_hand(limit: float) -> tuple[Tensor, Tensor, list[float], list[float]]:
+    """SGD on the linear model with gradients scaled to ``limit``: weight, bias, mean length per epoch, all lengths."""
+    model, means, every = Plain(), [], []
+    for epoch in (1, 2, 3):
+        lengths = []
+        for batch in ShuffledSource(tiny_images(), 8, seed=0).epoch(epoch):
+            loss = cross_entropy(model(batch.images), batch.labels)
+            gradients = torch.autograd.grad(loss, list(model.parameters()))
+            length = sum(float((g.double() ** 2).sum()) for g in gradients) ** 0.5
+            lengths.append(length)
+            with torch.no_grad():
+                for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+                    parameter -= 0.1 * gradient * min(1.0, limit / (length + 1e-6))
+        means.append(sum(lengths) / len(lengths))
+        every += lengths
+    return model.linear.weight.detach(), model.linear.bias.detach(), means, every
+
+
+def test_clipped_training_is_that_by_hand_and_tells_the_lengths_before_clipping(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conftest, "fresh_model", Plain)
+    monkeypatch.setitem(conftest.AUGMENTS, "crop", None)
+    limit = sorted(clipped_by_hand(1e9)[3])[4]  # some gradients are longer than this, some are not
+    weight, bias, means, every = clipped_by_hand(limit)
+    assert min(every) < limit < max(every)
+    sgd = partial(torch.optim.SGD, lr=0.1)
+    run = train_tiny(tmp_path / "clipped", optimizer=sgd, lr=constant(0.1), clip_norm=limit)
+    assert torch.allclose(run.weights["linear.weight"], weight, atol=1e-7)
+    assert torch.allclose(run.weights["linear.bias"], bias, atol=1e-7)
+    assert [epoch.means["grad_norm"] for epoch in run.epochs] == pytest.approx(means, rel=1e-5)
+    free = train_tiny(tmp_path / "free", optimizer=sgd, lr=constant(0.1))
+    assert not torch.allclose(free.weights["linear.weight"], weight, atol=1e-4)
+
+
+def test_a_step_with_a_clipped_gradient_is_as_long_as_the_limit(tmp_path: Path) -> None:
+    """Plain SGD from the start of a network with several layers: all parameters together, one factor."""
+    limit, start = 0.01, fresh_model().state_dict()
+    recipe = {
+        "epochs": 1,
+        "batch_size": 20,
+        "optimizer": partial(torch.optim.SGD, lr=1.0),
+        "lr": constant(1.0),
+    }
+    clipped, free = (
+        train_tiny(tmp_path / str(norm), clip_norm=norm, **recipe).weights for norm in (limit, 0.0)
+    )
+    names = [name for name, _ in fresh_model().named_parameters()]
+    step, whole = (torch.cat([(w[n] - start[n]).flatten() for n in names]) for w in (clipped, free))
+    assert step.norm().item() == pytest.approx(limit, rel=1e-3)
+    assert whole.norm().item() > 2 * limit
+    torch.testing.assert_close(step, whole * limit / whole.norm(), rtol=0, atol=1e-6)
+
+
+def test_clipping_at_0_is_off_to_the_bit_and_so_is_a_limit_that_is_never_reached(
+    tmp_path: Path, undisturbed: Trained
+) -> None:
+    off = train_tiny(tmp_path / "off", clip_norm=0.0)
+    assert off.same(undisturbed)
+    assert b"grad_norm" not in off.rows
+    far = train_tiny(tmp_path / "far", clip_norm=1e9)
+    assert same_weights(far.weights, undisturbed.weights)
+    assert far.rows.count(b"grad_norm") == EPOCHS
+    assert not same_weights(train_tiny(tmp_path / "near", clip_norm=0.1).weights, undisturbed.weights)
+
+
+@pytest.mark.parametrize("step", [1, 5, 6, 9])
+def test_a_clipped_run_stopped_in_mid_epoch_ends_with_the_same_weights_and_rows(
+    tmp_path: Path, step: int
+) -> None:
+    with pytest.raises(Interrupted):
+        train_tiny(tmp_path / "stopped", stop_after=step, clip_norm=0.5)
+    whole = train_tiny(tmp_path / "whole", clip_norm=0.5)
+    assert train_tiny(tmp_path / "stopped", clip_norm=0.5).same(whole)
 
 
 # ---- divergence ------------------------------------------------------------------------------------------------------

@@ -18,23 +18,19 @@ import numpy as np
 from matplotlib import style
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from perturblab.files import write_atomic
+from perturblab.report.palette import (
+    BLACK,
+    Colour,
+)
 from perturblab.report.tables import Cell, write_csv
 
 Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 Curve = tuple[Sequence[float] | Floats, Sequence[float] | Floats]
 
-# Okabe and Ito (2008), distinguishable with any colour vision; their yellow is left out, too pale for lines.
-BLUE, VERMILION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
-ORANGE, SKY, BLACK = "#E69F00", "#56B4E9", "#000000"
-PALETTE = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK)
-FIXED = {"vgg11": BLUE, "vgg13": VERMILION, "vgg16": GREEN, "vgg19": PURPLE, "vgg9": ORANGE}
-
-Colour = str | tuple[float, float, float]
 Dash = str | tuple[float, tuple[float, ...]]
 SHADES = {"baseline": 0.0, "masked": -0.5, "half-loss": 0.3}  # noisy curves hide dashes; shades stay visible
 DASHES: dict[str, Dash] = {"baseline": "-", "masked": (0, (5, 1.6)), "half-loss": (0, (1, 1.4))}
@@ -76,6 +72,7 @@ class Line:
     colour: Colour = BLACK
     dash: Dash = "-"
     marker: str = ""
+    size: float = 0.0  # of the marker, in points; 0: smaller from line to line
 
     @property
     def mean(self) -> Floats:
@@ -163,20 +160,6 @@ def line(name: str, curves: Mapping[int, Curve], **look: Any) -> Line | None:
     return Line(name, x[measured], y[:, measured], tuple(curves), **look)
 
 
-def colours(names: Sequence[str]) -> dict[str, str]:
-    """A colour per architecture: the same in every picture for the usual ones, the rest in order."""
-    free = [c for c in PALETTE if c not in {FIXED[n] for n in names if n in FIXED}] or list(PALETTE)
-    others = [n for n in dict.fromkeys(names) if n not in FIXED]
-    return {n: FIXED[n] for n in names if n in FIXED} | {n: free[i % len(free)] for i, n in enumerate(others)}
-
-
-def shade(colour: str, towards: float) -> tuple[float, float, float]:
-    """``colour`` mixed with black (``towards`` down to -1) or white (up to 1)."""
-    end = np.ones(3) if towards > 0 else np.zeros(3)
-    mixed = (1 - abs(towards)) * np.array(to_rgb(colour)) + abs(towards) * end
-    return float(mixed[0]), float(mixed[1]), float(mixed[2])
-
-
 def picture(title: str, panels: Sequence[Panel], axis: Axis, height: float = 3.0) -> Figure:
     """Panels side by side on common axes, each under its own legend; ``height`` of one in inches."""
     rows = math.ceil(len(panels) / 3)
@@ -230,7 +213,7 @@ def _points(one: Line, seeds: Sequence[int]) -> list[list[Cell]]:
 def _draw_panel(axes: Axes, panel: Panel) -> None:
     for i, (one, label) in enumerate(zip(panel.lines, panel.labels, strict=True)):
         _draw_seeds(axes, one)
-        size = max(3.5, 6.5 - 1.5 * i)  # equal points stay visible, one within the other
+        size = one.size or max(3.5, 6.5 - 1.5 * i)  # equal points stay visible, one within the other
         _draw_mean(axes, one, textwrap.fill(label, WRAP), size)
     for name, level in panel.levels:
         axes.axhline(level, color="0.35", linewidth=1, linestyle=(0, (1, 2)), zorder=1)
@@ -272,12 +255,21 @@ def _draw_mean(axes: Axes, one: Line, label: str, size: float) -> None:
     )  # fmt: skip
 
 
+def _scale_x(axes: Axes, values: Sequence[float]) -> None:
+    """A log scale in plain numbers; few values are its ticks."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    if len(values) <= 6:
+        axes.set_xticks(values)
+
+
 def _finish(figure: Figure, grid: Any, title: str, panels: Sequence[Panel], axis: Axis) -> None:
     first = grid[0, 0]
     if axis.log:
         first.set_yscale("log")
     if axis.log_x:
-        first.set_xscale("log")
+        _scale_x(first, sorted({float(x) for panel in panels for one in panel.lines for x in one.x}))
     first.set_ylim(*axis.ylim)
     first.set_xlim(*axis.xlim)
     if axis.whole:

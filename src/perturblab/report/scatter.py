@@ -11,7 +11,8 @@ from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from perturblab.report.plots import BLACK, HANDLE, LOOK, Axis, Colour, Floats, by_rows, write_png
+from perturblab.report.palette import BLACK, Colour
+from perturblab.report.plots import HANDLE, LOOK, Axis, Floats, by_rows, write_png
 from perturblab.report.tables import Cell, write_csv
 
 STAR_NOTE = "dot: one run; star: mean over the seeds of a group"

@@ -6,16 +6,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from perturblab.report import plots
+from perturblab.report import palette, plots
 from perturblab.report.plots import Axis, Curve, Line, Panel, line, picture
 from perturblab.studies.correction.summary import Record
 
 LOSSES = {  # of the batches, in colours that mean the same in every picture
-    "train_loss": ("total", plots.BLACK),
-    "train_conf_loss": ("confounded", plots.BLUE),
-    "train_corr_loss": ("corrected", plots.VERMILION),
+    "train_loss": ("total", palette.BLACK),
+    "train_conf_loss": ("confounded", palette.BLUE),
+    "train_corr_loss": ("corrected", palette.VERMILION),
 }
-ARMS = {"balanced": plots.BLUE, "imbalanced": plots.VERMILION}
+ARMS = {"balanced": palette.BLUE, "imbalanced": palette.VERMILION}
 SEEN = {
     "accuracy_original": "plain",
     "accuracy_confounded": "dots on 8s",

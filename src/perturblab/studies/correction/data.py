@@ -24,7 +24,7 @@ from perturblab.files import check_writable, write_atomic, write_json
 from perturblab.images import ImageSet
 from perturblab.streams import stream
 from perturblab.studies.correction import BuildData, Convert
-from perturblab.studies.correction.layout import DIGITS, about, about_file, set_files, used_files
+from perturblab.studies.correction.layout import BUILD, DIGITS, about, about_file, set_files, used_files
 from perturblab.terminal import UserError, say, warn
 
 SIDE = 28
@@ -53,13 +53,11 @@ def build(s: BuildData) -> None:
     for path in files.values():
         check_writable(path)
     made = made_sets(s)
-    for name, images in made.items():
-        write_atomic(files[name], to_bytes(as_dictionary(images)))
     settings = s.model_dump(mode="json", exclude={"out", "data_dir", "num_workers"})
     counts = {name: [int((images.labels == i).sum()) for i in (0, 1)] for name, images in made.items()}
-    write_json(
-        about_file(folder), {"made_by": "perturblab correction build-data", **settings, "counts": counts}
-    )
+    write_json(about_file(folder), {"made_by": BUILD, **settings, "counts": counts})
+    for name, images in made.items():  # after about.json: what a kill leaves must not look like another's
+        write_atomic(files[name], to_bytes(as_dictionary(images)))
     dotted = (
         int(made["train"].annotation.flatten(1).any(1).sum()) if made["train"].annotation is not None else 0
     )
@@ -150,11 +148,9 @@ def read_set(path: Path, masks: bool) -> ImageSet:
     try:
         content = read_checkpoint(path)
     except UserError as error:
-        hint = (
-            "; perturblab correction convert turns a pickled TensorDataset into tensors"
-            if "more than" in str(error)
-            else ""
-        )
+        hint = "" if path.exists() else f"; {BUILD} makes 08MNIST"
+        if "more than" in str(error):
+            hint = "; perturblab correction convert turns a pickled TensorDataset into tensors"
         raise UserError(f"{error}{hint}") from None
     return checked(path, content, masks)
 
@@ -180,7 +176,9 @@ def checked(path: Path, content: dict[str, Any], masks: bool) -> ImageSet:
         and bool((labels.sum(1) == 1).all())
     )
     if not is_one_hot:
-        raise UserError(f"{path}: labels must be one-hot [{n} 2], not {labels.dtype} {list(labels.shape)}")
+        raise UserError(
+            f"{path}: labels must be one-hot [{n} 2], not {content['labels'].dtype} {list(labels.shape)}"
+        )
     annotation = plain(path, "masks", content["masks"]) if masks else None
     if annotation is not None and annotation.shape != inputs.shape:
         raise UserError(

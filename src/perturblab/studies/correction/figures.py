@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib import style
 from matplotlib.figure import Figure as Canvas
 
-from perturblab.report import plots
+from perturblab.report import palette, plots
 from perturblab.report.plots import Axis, Curve, Line, Panel, line
 from perturblab.report.tables import write_csv
 from perturblab.studies.correction.curves import ARMS, LOSSES, SEEN, Drawn, accuracy, joined, result, save
@@ -42,7 +42,7 @@ def overfit(stage: Stage, folder: Path) -> list[Drawn]:
 
 
 def _history(
-    name: str, cells: Sequence[Record], key: str, colour: plots.Colour, dash: plots.Dash = "-"
+    name: str, cells: Sequence[Record], key: str, colour: palette.Colour, dash: plots.Dash = "-"
 ) -> Line | None:
     curves: dict[int, Curve] = {c["seed"] or 0: (c["history"]["epoch"], c["history"][key]) for c in cells}
     return line(name, curves, colour=colour, dash=dash)
@@ -63,7 +63,11 @@ def rates(stage: Stage, folder: Path) -> list[Drawn]:
         partial(result, key="best_val_loss"),
         colour="0.6",
     )
-    looks = {"best": (plots.GREEN, "*"), "diverging": (plots.VERMILION, "X"), "too slow": (plots.BLUE, "v")}
+    looks = {
+        "best": (palette.GREEN, "*"),
+        "diverging": (palette.VERMILION, "X"),
+        "too slow": (palette.BLUE, "v"),
+    }
     for mark, (colour, marker) in looks.items():
         for one in joined(
             mark,
@@ -73,7 +77,7 @@ def rates(stage: Stage, folder: Path) -> list[Drawn]:
             colour=colour,
             marker=marker,
         ):
-            lines.append(Line(one.name, one.x, one.y, one.seeds, colour, "none", marker))
+            lines.append(Line(one.name, one.x, one.y, one.seeds, colour, "none", marker, 11.0))
     panels = [Panel("", tuple(lines), counted=False)]
     axis = Axis("Learning rate", "Lowest validation loss (nats)", log=True, log_x=True)
     caption = "Lowest validation loss by learning rate. 0.69 nats is guessing; diverging rates never do better, or rise again."
@@ -85,7 +89,7 @@ def _falling(marks: Sequence[tuple[Record, str]], folder: Path) -> Drawn:
     tried = sorted({cell["learning_rate"] for cell, _ in marks})
     lines = []
     for number, rate in enumerate(tried):
-        colour = plots.shade(plots.BLUE, 0.7 - 1.3 * number / max(1, len(tried) - 1))
+        colour = palette.shade(palette.BLUE, 0.7 - 1.3 * number / max(1, len(tried) - 1))
         lines.append(
             _history(f"{rate:g}", [c for c, _ in marks if c["learning_rate"] == rate], "val_loss", colour)
         )
@@ -159,7 +163,7 @@ def reliance(stage: Stage, folder: Path) -> list[Drawn]:
         for i, (name, found) in enumerate(bars.items()):
             x = np.arange(len(SEEN)) + (i - (len(bars) - 1) / 2) * 0.27
             heights = [100 * found[key] for key in SEEN]
-            colour = ("0.6", plots.BLUE, plots.VERMILION)[i if name != "imbalanced" else 2]
+            colour = ("0.6", palette.BLUE, palette.VERMILION)[i if name != "imbalanced" else 2]
             axes.bar_label(axes.bar(x, heights, 0.25, color=colour, label=name), fmt="%.0f", fontsize=8)
         axes.set_xticks(range(len(SEEN)), list(SEEN.values()))
         axes.set_ylabel("Test accuracy (%)")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from perturblab.report import plots
+from perturblab.report import palette
 from perturblab.report.plots import Axis, Line, Panel, line
 from perturblab.studies.correction import equal_lambda
 from perturblab.studies.correction.curves import LOSSES, Drawn, accuracy, joined, result, save
@@ -48,8 +48,8 @@ def _lambda_picture(balanced: list[Record], twins: list[Record], folder: Path) -
 def _lambda_accuracy(balanced: list[Record], twins: list[Record], folder: Path) -> Drawn:
     lines: list[Line] = []
     for key, (name, colour) in {
-        "accuracy_original": ("plain digits", plots.BLUE),
-        "accuracy_toggled": ("dots on 0s", plots.VERMILION),
+        "accuracy_original": ("plain digits", palette.BLUE),
+        "accuracy_toggled": ("dots on 0s", palette.VERMILION),
     }.items():
         lines += joined(name, balanced, "lambda_weight", partial(accuracy, key=key), colour=colour)
         lines += _at_equal_lambda(f"{name}, imbalanced", twins, partial(accuracy, key=key), colour)
@@ -65,7 +65,7 @@ def _lambda_accuracy(balanced: list[Record], twins: list[Record], folder: Path) 
 
 
 def _at_equal_lambda(
-    name: str, twins: list[Record], y: Callable[[Record], float], colour: plots.Colour
+    name: str, twins: list[Record], y: Callable[[Record], float], colour: palette.Colour
 ) -> list[Line]:
     made = []
     for cell in twins:
@@ -74,9 +74,18 @@ def _at_equal_lambda(
         label, marker = (
             (name, "D") if imbalanced else (name.replace("imbalanced", "balanced at k/(B-k)"), "X")
         )
-        tone = colour if imbalanced else plots.shade(str(colour), 0.6)
+        tone = colour if imbalanced else palette.shade(str(colour), 0.6)
         made.append(
-            Line(label, np.array([x]), np.array([[y(cell)]]), (cell["seed"] or 0,), tone, "none", marker)
+            Line(
+                label,
+                np.array([x]),
+                np.array([[y(cell)]]),
+                (cell["seed"] or 0,),
+                tone,
+                "none",
+                marker,
+                8.0 if imbalanced else 5.0,
+            )
         )
     return made
 
@@ -86,7 +95,7 @@ def _angles(stage: Stage, folder: Path) -> list[Drawn]:
     if not found:
         return []
     made = line(
-        "first batch, untrained network", {0: (found["lambda"], found["angle_degrees"])}, colour=plots.BLACK
+        "first batch, untrained network", {0: (found["lambda"], found["angle_degrees"])}, colour=palette.BLACK
     )
     settings = stage["settings"]
     equal = equal_lambda(settings["batch_size"], settings["user_corrected_max_per_batch"])
@@ -95,7 +104,7 @@ def _angles(stage: Stage, folder: Path) -> list[Drawn]:
         np.array([equal]),
         np.array([[min(found["angle_degrees"])]]),
         (0,),
-        plots.VERMILION,
+        palette.VERMILION,
         "none",
         "D",
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from perturblab.flags import data_name
-from perturblab.report import plots, scatter
+from perturblab.report import palette, plots, scatter
 from perturblab.report.groups import Alike, alike
 from perturblab.report.plots import Axis, Curve, Line, Panel
 from perturblab.report.tables import show
@@ -131,7 +131,7 @@ DASHES: tuple[plots.Dash, ...] = ("-", (0, (5, 1.6)), (0, (1, 1.4)))
 
 
 def _colours(groups: Sequence[Group]) -> dict[str, str]:
-    return plots.colours(list(dict.fromkeys(group.runs[0].arch for group in groups)))
+    return palette.colours(list(dict.fromkeys(group.runs[0].arch for group in groups)))
 
 
 def _name(group: Group) -> str:

@@ -12,7 +12,7 @@ from matplotlib import colormaps
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from perturblab.report import plots
+from perturblab.report import palette, plots
 from perturblab.report.plots import Axis, Curve, Dash, Floats, Line, Panel
 from perturblab.report.tables import Cell, Table, show, write_csv
 from perturblab.studies.layerwise_mi import Visualize
@@ -137,7 +137,7 @@ def _lines(
     drawn: Sequence[Group], curve: Callable[[Result], Curve], found: Sequence[Group] = ()
 ) -> tuple[Line, ...]:
     """One line per group that has data, in the colours of all that were ``found``."""
-    colours = plots.colours(list(dict.fromkeys(group.runs[0].model for group in found or drawn)))
+    colours = palette.colours(list(dict.fromkeys(group.runs[0].model for group in found or drawn)))
     lines = [
         plots.line(
             _name(group), {run.seed: curve(run) for run in group.runs}, colour=colours[group.runs[0].model],

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from perturblab.report import plots
+from perturblab.report import palette, plots
 from perturblab.report.plots import Axis, Curve, Panel
 from perturblab.report.tables import show
 from perturblab.studies.masked_loss import Visualize
@@ -21,9 +21,9 @@ __all__ = ["draw", "draw_results", "read_results", "summary", "verdict", "visual
 
 CLASSES = {"cifar10": 10, "cifar100": 100, "mnist": 10, "fashion-mnist": 10, "digits": 10}
 LOSSES = {  # in the document's names and in colours that no documented architecture has
-    "train_loss_full": ("L_full", plots.BLACK),
-    "train_loss_masked": ("L_masked_avg", plots.ORANGE),
-    "train_loss_total": ("L_total", plots.SKY),
+    "train_loss_full": ("L_full", palette.BLACK),
+    "train_loss_masked": ("L_masked_avg", palette.ORANGE),
+    "train_loss_total": ("L_total", palette.SKY),
 }
 LOG_FROM = 20  # a linear axis hides the lesser of two losses that differ by more than this factor
 
@@ -169,9 +169,9 @@ def _masked(found: Sequence[Group]) -> list[Group]:
 
 
 def _look(group: Group, found: Sequence[Group]) -> dict[str, object]:
-    colour = plots.colours(_architectures(found))[group.arch]
+    colour = palette.colours(_architectures(found))[group.arch]
     return {
-        "colour": plots.shade(colour, plots.SHADES.get(group.mode, -0.25)),
+        "colour": palette.shade(colour, plots.SHADES.get(group.mode, -0.25)),
         "dash": plots.DASHES.get(group.mode, "-."),
         "marker": plots.MARKERS[group.order % len(plots.MARKERS)],
     }
