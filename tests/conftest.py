@@ -45,7 +45,7 @@ ONE_THREAD |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
 # Imported before the first fork: what a run imports on its way, also where another user may not read it.
 MODULES = (
     "perturblab.studies.masked_loss.run", "perturblab.studies.first_layer_mi.run",
-    "perturblab.studies.layerwise_mi.evaluate", "torch._dynamo", "encodings.cp437",
+    "perturblab.studies.layerwise_mi.evaluate", "perturblab.studies.correction.cell", "torch._dynamo", "encodings.cp437",
 )  # fmt: skip
 
 # ---- small things ------------------------------------------------------------------------------------------------
@@ -377,10 +377,31 @@ NOT_COMPARED = {"timings.jsonl", "claim", "log.txt"}
 def files_of(folder: Path) -> dict[str, bytes]:
     """All files below a folder by their relative path, also the hidden ones; those with times or pids only by name."""
     return {
-        str(path.relative_to(folder)): b"" if path.name in NOT_COMPARED else path.read_bytes()
+        str(path.relative_to(folder)): b"" if path.name in NOT_COMPARED else without_times(path)
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+def without_times(path: Path) -> bytes:
+    """The bytes of a file; of an event file, which tells when each epoch ended, those of the same one at second 0."""
+    if not path.name.startswith("events.out.tfevents"):
+        return path.read_bytes()
+    from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+    from tensorboard.compat.proto import event_pb2
+    from tensorboard.plugins.hparams import plugin_data_pb2
+
+    events = [event_pb2.Event.FromString(record) for record in RawEventFileLoader(str(path)).Load()]
+    for event in events:
+        event.wall_time = 0
+        for value in event.summary.value:
+            plugin = value.metadata.plugin_data
+            if plugin.plugin_name == "hparams":
+                content = plugin_data_pb2.HParamsPluginData.FromString(plugin.content)
+                content.experiment.time_created_secs = content.session_start_info.start_time_secs = 0
+                content.session_end_info.end_time_secs = 0
+                plugin.content = content.SerializeToString(deterministic=True)
+    return b"".join(event.SerializeToString(deterministic=True) for event in events)
 
 
 def differing(one: dict[str, bytes], other: dict[str, bytes]) -> list[str]:

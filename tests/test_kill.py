@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from conftest import KillAtRandom, Killed, Zygote, differing, files_of
+from test_correction_cell import make_08mnist, train_words
 
 WHOLE_TEST_S = 60.0
 CHANGING = (
@@ -67,6 +68,27 @@ def test_first_layer_mi_killed_60_times_at_random_moments_no_file_differs(
     check(kill_at_random([*first_layer_run, "--checkpoint_every", "0"], tmp_path, 60, seed=4), 60)
 
 
+@pytest.fixture(scope="session")
+def correction_run(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """A whole run of correction: the best epoch is not the last, images are logged, an event file is exported."""
+    made = make_08mnist(tmp_path_factory.mktemp("08"))
+    more = ("--learning_rate", "0.01", "--early_stopping_patience", "2", "--max_epochs", "9", "--grad-clip", "5")
+    return train_words(made, "--checkpoint_every", "0", "--seed", "1", *more)
+
+
+def test_correction_killed_8_times_at_random_moments_no_file_differs(
+    kill_at_random: KillAtRandom, correction_run: list[str], tmp_path: Path
+) -> None:
+    check(kill_at_random(correction_run, tmp_path, 8, seed=2), 8)
+
+
+@pytest.mark.slow
+def test_correction_killed_40_times_at_random_moments_no_file_differs(
+    kill_at_random: KillAtRandom, correction_run: list[str], tmp_path: Path
+) -> None:
+    check(kill_at_random(correction_run, tmp_path, 40, seed=3), 40)
+
+
 # ---- every moment, not random ones ---------------------------------------------------------------------------------
 
 
@@ -108,6 +130,12 @@ def test_killed_at_each_kind_of_file_change_no_file_differs(
 ) -> None:
     words = [*tiny_run, "--checkpoint_every", "0", "--epochs", "1", "--batch_size", "36"]
     killed_at_each(zygote, words, tmp_path, every_point=False)
+
+
+def test_correction_killed_at_each_kind_of_file_change_no_file_differs(
+    zygote: Zygote, correction_run: list[str], tmp_path: Path
+) -> None:
+    killed_at_each(zygote, [*correction_run, "--max_epochs", "2"], tmp_path, every_point=False)
 
 
 @pytest.mark.slow

@@ -28,8 +28,9 @@ from perturblab.studies.correction.verdicts import verdict
 from perturblab.sweep import Plan, explain_failures, run_plan
 from perturblab.terminal import UserError, say, warn
 
-# What every run imports; torch brings in its compiler with the first optimiser, whether it compiles or not.
-PRELOAD = ("perturblab.studies.correction.cell", "torch._dynamo")
+# What every run imports: torch brings in its compiler with the first optimiser, Pillow its formats with the first picture.
+FORMATS = tuple(f"PIL.{name}ImagePlugin" for name in ("Bmp", "Gif", "Jpeg", "Ppm", "Png"))
+PRELOAD = ("perturblab.studies.correction.cell", "torch._dynamo", *FORMATS)
 SCHEMA_VERSION = 1
 
 
