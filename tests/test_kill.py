@@ -72,7 +72,16 @@ def test_first_layer_mi_killed_60_times_at_random_moments_no_file_differs(
 def correction_run(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """A whole run of correction: the best epoch is not the last, images are logged, an event file is exported."""
     made = make_08mnist(tmp_path_factory.mktemp("08"))
-    more = ("--learning_rate", "0.01", "--early_stopping_patience", "2", "--max_epochs", "9", "--grad-clip", "5")
+    more = (
+        "--learning_rate",
+        "0.01",
+        "--early_stopping_patience",
+        "2",
+        "--max_epochs",
+        "9",
+        "--grad-clip",
+        "5",
+    )
     return train_words(made, "--checkpoint_every", "0", "--seed", "1", *more)
 
 
@@ -110,12 +119,16 @@ def kill_at(zygote: Zygote, words: list[str], folder: Path, point: int) -> dict[
     return files_of(folder)
 
 
-def killed_at_each(zygote: Zygote, words: list[str], folder: Path, every_point: bool) -> None:
+def killed_at_each(
+    zygote: Zygote, words: list[str], folder: Path, every_point: bool, since: str = ""
+) -> None:
+    """``since``: the label of the point before which nothing is killed."""
     labels, expected = points_of(zygote, words, folder / "undisturbed", folder / "points")
     wanted = list(range(1, len(labels) + 1))
     if not every_point:  # the first of each kind that leaves other files behind than the point before it
         first = {label: number for number, label in reversed(list(enumerate(labels, 1)))}
-        wanted = sorted(number for label, number in first.items() if label.startswith(CHANGING))
+        begin = labels.index(since) + 1 if since else 1
+        wanted = sorted(n for label, n in first.items() if label.startswith(CHANGING) and n >= begin)
     bad = []
     for point in wanted:
         found = differing(expected, kill_at(zygote, words, folder / "killed", point))
@@ -132,6 +145,14 @@ def test_killed_at_each_kind_of_file_change_no_file_differs(
     killed_at_each(zygote, words, tmp_path, every_point=False)
 
 
+def test_correction_killed_while_it_exports_no_file_differs(
+    zygote: Zygote, correction_run: list[str], tmp_path: Path
+) -> None:
+    words, done = [*correction_run, "--max_epochs", "2"], "after replace results.json"
+    killed_at_each(zygote, words, tmp_path, every_point=False, since=done)
+
+
+@pytest.mark.slow
 def test_correction_killed_at_each_kind_of_file_change_no_file_differs(
     zygote: Zygote, correction_run: list[str], tmp_path: Path
 ) -> None:

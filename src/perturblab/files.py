@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from perturblab.terminal import UserError
+from perturblab.terminal import UserError, warn
 
 
 @contextmanager
@@ -60,6 +60,13 @@ def remove_temporaries(path: Path, writer: str) -> None:
     """Remove what ``writer``, killed in the middle of writing ``path``, left beside it."""
     for stale in path.parent.glob(f".{glob.escape(path.name)}.{writer}*.tmp"):
         stale.unlink(missing_ok=True)
+
+
+def keep_aside(path: Path, data: bytes, writer: str = "") -> None:
+    """Save what stands in a file that we are about to replace and did not write, and say so."""
+    kept = path.with_name(f"{path.name}.before-{digest(data)[:10]}")
+    write_atomic(kept, data, writer)
+    warn(f"{path} was not made by perturblab; kept as {kept.name}")
 
 
 def _umask() -> int:

@@ -27,8 +27,8 @@ from typing import IO, Any, Literal
 from perturblab import __version__
 from perturblab.claims import held, is_held
 from perturblab.files import (
-    digest,
     digest_path,
+    keep_aside,
     read_checked,
     read_json,
     remove_temporaries,
@@ -257,9 +257,7 @@ def publish(run: RunFolder, source: Path, target: Path, owner: Callable[[Path], 
     if there is not None:
         previous = owner(target)
         if previous is None:
-            kept = target.with_name(f"{target.name}.before-{digest(there)[:10]}")
-            write_atomic(kept, there, run.id)
-            warn(f"{target} was not made by perturblab; kept as {kept.name}")
+            keep_aside(target, there, run.id)
         elif previous != run.id:
             say(f"{target} now holds run {run.id}; it held run {previous}")
     write_atomic(target, data, run.id)

@@ -11,7 +11,7 @@ import torch
 
 from perturblab.checkpoints import read_checkpoint, to_bytes, to_cpu
 from perturblab.experiment import check_trainable, resolved, settle, start
-from perturblab.files import digest, write_atomic, write_checked
+from perturblab.files import digest, remove_temporaries, write_atomic, write_checked
 from perturblab.images import ShuffledSource
 from perturblab.measure import score
 from perturblab.objectives.cross_entropy import CrossEntropy
@@ -93,5 +93,6 @@ def targets(model: Path) -> list[Path]:
 def export(model: Path, run: RunFolder) -> None:
     """The state_dict alone, as the document's scripts load it; what it is stands beside it."""
     publish(run, run.path / "model.pth", model, owner_by_sidecar)
+    remove_temporaries(sidecar(model), run.id)
     content: dict[str, Any] = {**run.results(), "sha256": digest(model.read_bytes())}
     write_atomic(sidecar(model), (json.dumps(content, indent=1) + "\n").encode(), run.id)

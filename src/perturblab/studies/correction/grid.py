@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from perturblab.cpus import cores
-from perturblab.files import check_writable, digest, write_atomic
+from perturblab.files import check_writable, keep_aside, write_atomic, writing_to
 from perturblab.launch import Cell, Outcome
+from perturblab.report.tables import Cell as Value
 from perturblab.report.tables import csv_text, show
 from perturblab.runs import RunFolder, run_folder
 from perturblab.studies.correction import Run, Train, equal_lambda
@@ -26,7 +26,7 @@ from perturblab.studies.correction.stages import SUPPLIES, Stage, completed, is_
 from perturblab.studies.correction.summary import summary
 from perturblab.studies.correction.verdicts import verdict
 from perturblab.sweep import Plan, explain_failures, run_plan
-from perturblab.terminal import UserError, say, warn
+from perturblab.terminal import UserError, say
 
 # What every run imports: torch brings in its compiler with the first optimiser, Pillow its formats with the first picture.
 FORMATS = tuple(f"PIL.{name}ImagePlugin" for name in ("Bmp", "Gif", "Jpeg", "Ppm", "Png"))
@@ -147,17 +147,17 @@ def diverged(cell: Cell) -> bool:
     return run.status == "failed" and run.failure("kind") == "diverged"
 
 
-def skipped(s: Run, cells: Any) -> set[str]:
+def skipped(s: Run, cells: Sequence[Cell]) -> set[str]:
     """Cells that follow one of their loss that reached the threshold on validation, if that ends a grid (decision 5)."""
     reached: set[str] = set()
     names: set[str] = set()
     for cell in cells if s.stop_grid_at_threshold else ():
-        if cell.settings.loss_type in reached:
+        assert isinstance(cell.settings, Train)
+        run, loss = folder(cell), cell.settings.loss_type
+        if loss in reached:
             names.add(cell.name)
-            continue
-        run = folder(cell)
-        if run.done and run.results()["val_accuracy"] >= s.accuracy_threshold:
-            reached.add(cell.settings.loss_type)
+        elif run.done and run.results()["val_accuracy"] >= s.accuracy_threshold:
+            reached.add(loss)
     return names
 
 
@@ -198,29 +198,26 @@ def write_tables(s: Run, stage: Stage) -> None:
     for seed, rows in per_epoch(stage["cells"]).items():
         write_table(table.with_name(f"{table.stem}_run{seed}.csv"), EPOCH_COLUMNS, rows)
     path = record_file(table)
-    keep_aside(path, lambda there: is_record(json.loads(there)))
+    keep_foreign(path, lambda there: is_record(json.loads(there)))
     write_atomic(path, (json.dumps(stage, indent=1, allow_nan=False) + "\n").encode())
 
 
-def write_table(path: Path, columns: Any, rows: list[Any]) -> None:
+def write_table(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Value]]) -> None:
     text = csv_text(columns, rows)
-    keep_aside(path, lambda there: there.splitlines()[:1] == text.splitlines()[:1])
+    keep_foreign(path, lambda there: there.splitlines()[:1] == text.splitlines()[:1])
     write_atomic(path, text.encode())
 
 
-def keep_aside(path: Path, is_ours: Any) -> None:
+def keep_foreign(path: Path, is_ours: Callable[[str], bool]) -> None:
     """Keep a file that we did not write, the original script's say, under another name."""
-    if not path.exists():
-        return
-    there = path.read_bytes()
+    with writing_to(path):
+        there = path.read_bytes() if path.exists() else None
     try:
-        ours = is_ours(there.decode())
+        ours = there is None or is_ours(there.decode())
     except ValueError:
         ours = False
-    if not ours:
-        kept = path.with_name(f"{path.name}.before-{digest(there)[:10]}")
-        write_atomic(kept, there)
-        warn(f"{path} was not made by perturblab; kept as {kept.name}")
+    if there is not None and not ours:
+        keep_aside(path, there)
 
 
 def tell(s: Run, stage: Stage) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from perturblab.files import digest, read_checked, write_atomic
+from perturblab.files import digest, read_checked, remove_temporaries, write_atomic
 from perturblab.report.events import Event, event_file, file_name, run_id_of
 from perturblab.runs import Row, RunFolder, publish
 from perturblab.studies.correction import Train
@@ -49,6 +49,8 @@ def export(asked: Train, run: RunFolder) -> None:
     """Write the directory; another run's files there are replaced, files that nobody here wrote are kept aside."""
     results = run.results()
     events, model, about = exported(asked, run)
+    for path in (events, about):  # publish does it for the model
+        remove_temporaries(path, run.id)
     make_room(events, run.id)
     write_atomic(events, event_file(events_of(run, results), hparams(asked), metrics(results)), run.id)
     publish(run, run.path / "best_model.pth", model, owner_by_sidecar)
@@ -59,7 +61,7 @@ def export(asked: Train, run: RunFolder) -> None:
 
 def make_room(events: Path, run_id: str) -> None:
     """TensorBoard would show all event files of a directory as one run."""
-    for other in events.parent.glob("*tfevents*"):
+    for other in events.parent.glob("[!.]*tfevents*"):  # hidden ones are being written
         if other == events:
             continue
         if run_id_of(other) is None:
