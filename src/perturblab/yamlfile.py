@@ -114,7 +114,7 @@ def check_keys(path: str | Path, content: _Mapping, allowed: list[str]) -> None:
     for key in content:
         if key.replace("-", "_") not in allowed:
             where = f"{path}, line {content.lines[key]}"
-            raise UserError(f"{where}: unknown key '{key}'{nearest(key.replace('-', '_'), allowed)}")
+            raise UserError(f"{where}: unknown key '{shown(key)}'{nearest(key.replace('-', '_'), allowed)}")
 
 
 def read_settings(path: str | Path, cls: type[Settings]) -> dict[str, Any]:

@@ -24,9 +24,14 @@ def visualize(s: Visualize) -> None:
     say(f"{draw(Path(s.experiments_dir), Path(s.plots_dir))}")
 
 
+def finished(experiments: Path) -> dict[str, Stage]:
+    """The experiments in a folder that have a finished run, by name."""
+    return {name: stage for name, stage in stages_in(experiments).items() if done(main_cells(stage))}
+
+
 def draw(experiments: Path, plots: Path) -> Path:
     """Figures and page from the records in ``experiments``; the page's path. UserError if there is no record."""
-    stages = {name: stage for name, stage in stages_in(experiments).items() if done(main_cells(stage))}
+    stages = finished(experiments)
     if not stages:
         raise UserError(
             f"no finished experiment in {experiments}; perturblab correction run --experiment overfit_test makes one"

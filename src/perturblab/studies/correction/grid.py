@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from perturblab.cpus import cores
@@ -193,31 +193,38 @@ def angles(s: Run, cells: list[tuple[Cell, bool]]) -> dict[str, list[float]]:
 
 def write_tables(s: Run, stage: Stage) -> None:
     """The row per combination, the rows per epoch of each seed, and the record."""
-    table = Path(s.output_filename)
+    table, path = Path(s.output_filename), record_file(s.output_filename)
+    before = record_in(path)
+    if before and before["experiment"] != s.experiment:
+        say(f"{table} now holds {s.experiment}; it held {before['experiment']}")
     write_table(table, COLUMNS, per_combination(stage["cells"]))
-    for seed, rows in per_epoch(stage["cells"]).items():
-        write_table(table.with_name(f"{table.stem}_run{seed}.csv"), EPOCH_COLUMNS, rows)
-    path = record_file(table)
-    keep_foreign(path, lambda there: is_record(json.loads(there)))
+    for seed, rows in per_epoch(stage["cells"]).items():  # the original script's have the same columns
+        name = f"{table.stem}_run{seed}.csv"
+        write_table(table.with_name(name), EPOCH_COLUMNS, rows, with_record=before is not None)
+    if before is None and path.exists():
+        keep_aside(path, path.read_bytes())
     write_atomic(path, (json.dumps(stage, indent=1, allow_nan=False) + "\n").encode())
 
 
-def write_table(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Value]]) -> None:
-    text = csv_text(columns, rows)
-    keep_foreign(path, lambda there: there.splitlines()[:1] == text.splitlines()[:1])
-    write_atomic(path, text.encode())
-
-
-def keep_foreign(path: Path, is_ours: Callable[[str], bool]) -> None:
-    """Keep a file that we did not write, the original script's say, under another name."""
-    with writing_to(path):
-        there = path.read_bytes() if path.exists() else None
+def record_in(path: Path) -> Stage | None:
+    """What the file holds; None if it is missing or no record of ours."""
     try:
-        ours = there is None or is_ours(there.decode())
-    except ValueError:
-        ours = False
-    if there is not None and not ours:
+        content: Stage = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return content if is_record(content) else None
+
+
+def write_table(
+    path: Path, columns: Sequence[str], rows: Sequence[Sequence[Value]], with_record: bool = True
+) -> None:
+    """Replace a table that is ours: equal to this one, or with the same columns and, if that counts, beside a record."""
+    data = csv_text(columns, rows).encode()
+    with writing_to(path):
+        there = path.read_bytes() if path.exists() else data
+    if there != data and not (with_record and there.splitlines()[:1] == data.splitlines()[:1]):
         keep_aside(path, there)
+    write_atomic(path, data)
 
 
 def tell(s: Run, stage: Stage) -> None:
@@ -225,7 +232,8 @@ def tell(s: Run, stage: Stage) -> None:
     show(summary(stage))
     found = verdict(stage)
     say(f"{s.experiment}: {found.word}. {' '.join(found.sentences)}")
-    from perturblab.studies.correction.answers import draw
+    from perturblab.studies.correction.answers import draw, finished
 
-    page = draw(Path(s.output_filename).parent, Path(s.plots_dir))
-    say(f"the answers so far: {page}")
+    experiments = Path(s.output_filename).parent
+    if finished(experiments):
+        say(f"the answers so far: {draw(experiments, Path(s.plots_dir))}")

@@ -51,16 +51,22 @@ def export(asked: Train, run: RunFolder) -> None:
     events, model, about = exported(asked, run)
     for path in (events, about):  # publish does it for the model
         remove_temporaries(path, run.id)
-    make_room(events, run.id)
+    replaced = make_room(events, run.id)
     write_atomic(events, event_file(events_of(run, results), hparams(asked), metrics(results)), run.id)
-    publish(run, run.path / "best_model.pth", model, owner_by_sidecar)
+
+    def owner(path: Path) -> str | None:  # that a whole directory is replaced was said already
+        whose = owner_by_sidecar(path)
+        return run.id if whose in replaced else whose
+
+    publish(run, run.path / "best_model.pth", model, owner)
     said = {key: value for key, value in results.items() if key != "index"}
     content = {**said, "lambda_weight": asked.lambda_weight, "sha256": digest(model.read_bytes())}
     write_atomic(about, (json.dumps(content, indent=1) + "\n").encode(), run.id)
 
 
-def make_room(events: Path, run_id: str) -> None:
-    """TensorBoard would show all event files of a directory as one run."""
+def make_room(events: Path, run_id: str) -> set[str | None]:
+    """TensorBoard would show all event files of a directory as one run; the ids of ours that are gone."""
+    gone = set()
     for other in events.parent.glob("[!.]*tfevents*"):  # hidden ones are being written
         if other == events:
             continue
@@ -70,7 +76,9 @@ def make_room(events: Path, run_id: str) -> None:
             warn(f"{other} was not made by perturblab; kept as {kept.name}")
         else:
             other.unlink()
+            gone.add(run_id_of(other))
             say(f"{events.parent} now holds run {run_id}; it held run {run_id_of(other)}")
+    return gone
 
 
 def hparams(asked: Train) -> dict[str, float | str | int | bool]:
