@@ -633,6 +633,16 @@ def test_two_losses_of_one_seed_see_the_same_batches(made, tmp_path, monkeypatch
     assert not torch.equal(one[0].images, another[0].images)
 
 
+@pytest.mark.parametrize("loss_type", ["balanced", "imbalanced"])
+def test_without_corrected_images_a_run_goes_on_with_dotted_ones_and_counts_0_for_the_others(
+    made, tmp_path, loss_type
+) -> None:
+    words = ("--user_corrected_max_per_batch", "0", "--max_epochs", "2", "--loss_type", loss_type)
+    for row in run(made, tmp_path / "run", *words).rows:
+        assert row["train_corr_loss"] == 0
+        assert row["train_loss"] == pytest.approx(row["train_conf_loss"], rel=1e-6)
+
+
 # ---- names, bytes, clipping, divergence ------------------------------------------------------------------------------
 
 

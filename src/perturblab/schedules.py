@@ -46,5 +46,29 @@ def warmup_cosine(
     return rate
 
 
+def cosine_decaying_restarts(
+    lr: float, restart_epochs: int, *, final_max: float = 1e-5, eta_min: float = 1e-6
+) -> Schedule:
+    """Half a cosine per ``restart_epochs`` (1 or more) epochs, from a maximum that itself falls, towards ``eta_min``.
+
+    Stepped per step ``t`` (from 0) of S per epoch and E epochs (report of document 004; adaptive-noise.md 5.5):
+
+        maximum(t) = lr - min(1, t / ((E - restart_epochs) S)) (lr - final_max)
+        rate(t) = eta_min + (maximum(t) - eta_min) / 2 * (1 + cos(pi * (t mod T) / T)),   T = restart_epochs * S
+
+    So the restart after ``E - restart_epochs`` epochs and all later ones begin at ``final_max`` (absolute). With
+    ``final_max = lr`` it is ``torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(T)``, and so is a run of no more than
+    ``restart_epochs`` epochs: it ends before its maximum could matter, where the published equation has no value.
+    """
+
+    def rate(clock: Clock) -> float:
+        t, period = (clock.epoch - 1) * clock.steps + clock.step, restart_epochs * clock.steps
+        falling = (clock.epochs - restart_epochs) * clock.steps
+        progress = min(1.0, t / falling) if falling > 0 else 0.0
+        return _half_cosine(lr - progress * (lr - final_max), eta_min, t % period / period)
+
+    return rate
+
+
 def _half_cosine(first: float, last: float, progress: float) -> float:
     return last + (first - last) / 2 * (1 + math.cos(math.pi * progress))

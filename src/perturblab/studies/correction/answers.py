@@ -10,7 +10,7 @@ from perturblab.studies.correction import Visualize
 from perturblab.studies.correction.curves import SEEN, Drawn
 from perturblab.studies.correction.figures import FIGURES, reliance, reliance_rows
 from perturblab.studies.correction.stages import stages_in
-from perturblab.studies.correction.summary import Stage, best, done, main_cells, percent, seen, summary
+from perturblab.studies.correction.summary import Stage, done, main_cells, of_best, percent, seen, summary
 from perturblab.studies.correction.verdicts import finding, losses_compared, pool_means, verdict
 from perturblab.terminal import UserError, say
 
@@ -146,11 +146,12 @@ def how_many(stages: dict[str, Stage], drawn: dict[str, list[Drawn]]) -> Section
 
 def which_lambda(search: Stage | None, drawn: dict[str, list[Drawn]]) -> Section:
     heading = "What is the best lambda?"
-    top = best(main_cells(search)) if search else None
-    if search is None or top is None:
+    balanced = [c for c in main_cells(search) if c["loss_type"] == "balanced"] if search else []
+    chosen = of_best(balanced, "lambda_weight")
+    if search is None or not chosen:
         return missing(heading, "lambda_search")
-    spread = [c["result"]["val_accuracy"] for c in done(main_cells(search))]
-    answer = f"{top['lambda_weight']:g} by validation, but all lambdas lie within {100 * (max(spread) - min(spread)):.2f} points."
+    spread = [c["result"]["val_accuracy"] for c in done(balanced)]
+    answer = f"{chosen[0]['lambda_weight']:g} by validation, but all lambdas lie within {100 * (max(spread) - min(spread)):.2f} points."
     curves = [d for d in drawn.get("lambda_search", []) if d.path.name != "equal_lambda.png"]
     return Section(heading, answer, verdict(search).sentences, figures=embedded(curves))
 

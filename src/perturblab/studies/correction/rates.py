@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from statistics import fmean
 
-from perturblab.studies.correction.summary import Record, Stage, best, main_cells
+from perturblab.studies.correction.summary import Record, Stage, best, main_cells, of_best
 
 GUESSING = 0.95 * math.log(2)  # nats; a validation loss from here on is no better than a coin
 CLOSE = 0.99  # of the best validation accuracy: the epoch that reaches it says how fast a rate learns
@@ -15,12 +15,12 @@ SLOW = 3  # times the epochs of the best rate
 
 def rate_marks(stage: Stage) -> list[tuple[Record, str]]:
     """Each run with ``best``, ``diverging``, ``too slow`` or nothing."""
-    top = best(main_cells(stage))
+    top = best(of_best(main_cells(stage), "learning_rate"))
     marks = []
     for cell in main_cells(stage):
         if diverges(cell):
             mark = "diverging"
-        elif cell is top:
+        elif top and cell["learning_rate"] == top["learning_rate"]:
             mark = "best"
         else:
             mark = "too slow" if top and is_slow(cell, top) else ""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from perturblab.files import read_json
 from perturblab.studies.correction import Run
 from perturblab.studies.correction.config import packaged
+from perturblab.studies.correction.summary import Stage, main_cells, of_best
 from perturblab.terminal import say
 
 SUPPLIES = {"learning_rate": "lr_search", "lambda_weight": "lambda_search"}
@@ -19,8 +18,6 @@ TAKES = {
     "pool_search": ("learning_rate", "lambda_weight"),
 }
 """Which experiment's best value each setting comes from, and which experiments take it."""
-
-Stage = dict[str, Any]
 
 
 def record_file(output_filename: str | Path) -> Path:
@@ -72,16 +69,7 @@ def _supplied(s: Run, name: str, data_sha256: str) -> tuple[tuple[float, ...], s
 
 
 def best_value(stage: Stage, name: str) -> float | None:
-    """The value with the highest mean validation accuracy over seeds, ties by the lower loss; None if all diverged."""
-    runs: dict[float, list[Stage]] = defaultdict(list)
-    for cell in stage["cells"]:
-        if not cell.get("control"):
-            runs[cell[name]].append(cell)
-    whole = {value: cells for value, cells in runs.items() if all(cell["status"] == "done" for cell in cells)}
-    if not whole:
-        return None
-    return max(whole, key=lambda v: (_mean(whole[v], "val_accuracy"), -_mean(whole[v], "best_val_loss")))
-
-
-def _mean(cells: list[Stage], key: str) -> float:
-    return fmean(cell["result"][key] for cell in cells)
+    """The value with the highest mean validation accuracy; None if at each of them a run diverged."""
+    cells = [c for c in main_cells(stage) if name != "lambda_weight" or c["loss_type"] == "balanced"]
+    found = of_best(cells, name)
+    return float(found[0][name]) if found else None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
+from statistics import fmean
 from typing import Any
 
 from perturblab.report.tables import Table
@@ -24,6 +26,22 @@ def best(cells: Iterable[Record]) -> Record | None:
     return max(
         done(cells), key=lambda c: (c["result"]["val_accuracy"], -c["result"]["best_val_loss"]), default=None
     )
+
+
+def of_best(cells: Iterable[Record], name: str) -> list[Record]:
+    """The runs at the value of a setting whose mean validation accuracy is highest, ties by the lower loss: over seeds,
+    and what else varies. A value at which a run is not done does not count."""
+    runs: dict[Any, list[Record]] = defaultdict(list)
+    for cell in cells:
+        runs[cell[name]].append(cell)
+    whole = [found for found in runs.values() if len(done(found)) == len(found)]
+    return max(
+        whole, key=lambda found: (mean(found, "val_accuracy"), -mean(found, "best_val_loss")), default=[]
+    )
+
+
+def mean(cells: Iterable[Record], key: str) -> float:
+    return fmean(cell["result"][key] for cell in cells)
 
 
 def percent(fraction: float) -> str:

@@ -10,7 +10,17 @@ from statistics import fmean
 
 from perturblab.report.statistics import Paired, paired, rank_correlation, too_few
 from perturblab.studies.correction.rates import GUESSING, rate_marks
-from perturblab.studies.correction.summary import Record, Stage, best, combination, done, main_cells, percent
+from perturblab.studies.correction.summary import (
+    Record,
+    Stage,
+    best,
+    combination,
+    done,
+    main_cells,
+    mean,
+    of_best,
+    percent,
+)
 
 
 @dataclass(frozen=True)
@@ -82,16 +92,16 @@ def images_logged(cell: Record) -> bool:
 
 
 def _rates(stage: Stage) -> Verdict:
-    top = best(main_cells(stage))
-    if top is None:
+    chosen = of_best(main_cells(stage), "learning_rate")
+    if not chosen:
         return Verdict("FAIL", ("Every learning rate diverged; try lower ones.",))
     marks = rate_marks(stage)
     named = {
         mark: sorted({cell["learning_rate"] for cell, m in marks if m == mark})
         for mark in ("diverging", "too slow")
     }
-    rate, rates = top["learning_rate"], sorted({cell["learning_rate"] for cell in main_cells(stage)})
-    told = [f"Best learning rate {rate:g} by validation ({percent(top['result']['val_accuracy'])})."]
+    rate, rates = chosen[0]["learning_rate"], sorted({cell["learning_rate"] for cell in main_cells(stage)})
+    told = [f"Best learning rate {rate:g} by validation ({percent(mean(chosen, 'val_accuracy'))})."]
     told += [
         f"{mark.capitalize()}: {', '.join(f'{r:g}' for r in found)}."
         for mark, found in named.items()
@@ -108,19 +118,19 @@ def _rates(stage: Stage) -> Verdict:
 
 
 def _lambdas(stage: Stage) -> Verdict:
-    balanced = [cell for cell in done(main_cells(stage)) if cell["loss_type"] == "balanced"]
-    top = best(balanced)
-    if top is None:
+    balanced = [cell for cell in main_cells(stage) if cell["loss_type"] == "balanced"]
+    chosen = of_best(balanced, "lambda_weight")
+    if not chosen:
         return Verdict("FAIL", ("Every lambda diverged; try a lower learning rate.",))
-    before = top["result"]["before"]["val_accuracy"]
-    gained = top["result"]["val_accuracy"] - before
+    before = fmean(cell["result"]["before"]["val_accuracy"] for cell in chosen)
+    after = mean(chosen, "val_accuracy")
     told = [
-        f"Best lambda {top['lambda_weight']:g} by validation: {percent(top['result']['val_accuracy'])}, from {percent(before)} before."
+        f"Best lambda {chosen[0]['lambda_weight']:g} by validation: {percent(after)}, from {percent(before)} before."
     ]
     for key, name in (("train_corr_loss", "corrected"), ("train_conf_loss", "confounded")):
-        told.append(_trend(balanced, key, name))
+        told.append(_trend(done(balanced), key, name))
     told += [sentence for sentence in (_controls(stage),) if sentence]
-    return Verdict("PASS" if gained > 0.01 else "FAIL", tuple(told))
+    return Verdict("PASS" if after - before > 0.01 else "FAIL", tuple(told))
 
 
 def _trend(cells: Sequence[Record], key: str, name: str) -> str:

@@ -1,0 +1,4 @@
+"""Noise in training: when it is due (``detectors``, ``controller``) and how strong it is (``magnitude``).
+
+These three are pure functions of the rows and of numbers, and import no torch.
+"""
