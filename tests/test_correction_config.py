@@ -378,7 +378,7 @@ def test_an_unknown_experiment_lists_those_of_the_document() -> None:
     ("words", "told"),
     [
         (("--learning_rate", "-1"), "--learning_rate -1.0 is refused: it must be a finite number, more than 0"),
-        (("--lambda_weight", "1,-2"), "--lambda_weight -2.0 is refused: it must be a finite number, 0 or more"),
+        (("--lambda_weight", "1,-2"), "--lambda_weight -2.0 is refused: it must be a finite number, 0 or more and at most 1000000000000.0"),
         (("--user_corrected_pool_size", "0"), "--user_corrected_pool_size 0 is refused: it must be a whole number, 1 or more"),
         (("--seed", "-1"), "--seed -1 is refused: it must be a whole number, 0 or more"),
         (("--batch_size", "4"), "--batch_size 4, --user_corrected_max_per_batch 4: the corrected images leave no room for others"),

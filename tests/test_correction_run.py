@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import hashlib
 import importlib
 import io
 import json
@@ -383,7 +384,7 @@ def test_the_predicted_digits_are_those_of_the_network_at_that_epoch(in_four) ->
     for cell in found:
         index = json.loads((run_dir(cell["run_id"]) / "results.json").read_text())["index"]
         images, _ = plain(Path("08MNIST"), "confounded_v1/train")
-        pool = images[torch.tensor(index["train"])[torch.tensor(index["pool"])]][:8]
+        pool = images[torch.tensor(index["pool"])][:8]
         seen = events(cell["log_dir"]).Tensors("Predictions/corrected_original")[-1].tensor_proto.string_val
         ours = predicted(Path(cell["log_dir"]) / "best_model.pth", pool)
         assert seen[0].decode().split() == ["08"[i] for i in ours.tolist()]
@@ -486,8 +487,6 @@ def test_a_run_that_two_experiments_share_is_trained_once(in_four) -> None:
 
 
 def test_the_record_holds_what_the_tables_hold_and_on_which_data_and_base_model(in_four) -> None:
-    import hashlib
-
     for name in FOUR:
         found = record(name)
         assert found["experiment"] == name
@@ -510,6 +509,21 @@ def test_beside_the_lambda_curve_imbalanced_and_balanced_at_k_over_b_minus_k_tra
     np.testing.assert_allclose(ours, other, rtol=0.02, atol=1e-4)
     (far,) = [c for c in cells("lambda_search") if c["lambda_weight"] == 10]
     assert not np.allclose(ours, far["history"]["val_loss"], rtol=0.02, atol=1e-4)
+
+
+def test_the_cells_that_the_tests_of_the_verdicts_make_up_have_the_keys_of_real_ones(in_four) -> None:
+    from test_correction_verdicts import made_cell, made_stage
+
+    def keys(value: Any) -> Any:
+        """Keys all the way down; of lists and numbers nothing."""
+        return {k: keys(v) for k, v in value.items()} if isinstance(value, dict) else None
+
+    made = made_cell()
+    for name in FOUR:
+        assert record(name).keys() - {"equivalence"} == made_stage(name, made).keys()
+        for cell in record(name)["cells"]:
+            cell["result"]["settings"] = {}
+            assert keys(cell) == keys(made)
 
 
 # ---- pictures and page -----------------------------------------------------------------------------------------------------------
@@ -586,11 +600,11 @@ def test_the_numbers_of_the_pictures_are_those_of_the_records(in_four) -> None:
     )
     assert drawn("lambda_accuracy", "dots on 0s") == curve
     twins = {c["loss_type"]: c for c in record("lambda_search")["cells"] if c["control"]}
-    assert drawn("lambda_search", "corrected, imbalanced") == [
+    assert drawn("lambda_search", "corrected, imbalanced at k/(B-k)") == [
         (4 / 60, twins["imbalanced"]["result"]["train_corr_loss"])
     ]
     angles = record("lambda_search")["equivalence"]
-    assert drawn("equal_lambda", "first batch, untrained network") == list(
+    assert drawn("equal_lambda", "first batch, network before any training") == list(
         zip(angles["lambda"], angles["angle_degrees"], strict=True)
     )
     weight = record("full_grid_search")["settings"]["lambda_weight"][0]
@@ -601,6 +615,13 @@ def test_the_numbers_of_the_pictures_are_those_of_the_records(in_four) -> None:
             if c["loss_type"] == loss
         ]
         assert drawn("full_grid_search", line, "plain digits") == pools
+
+
+def test_the_checklist_finds_nothing_wrong_with_what_was_made(in_four) -> None:
+    with one_thread():
+        code, out, errors = called("correction", "check", "--device", "cpu")
+    assert (code, errors) == (0, "")
+    assert "WRONG" not in out
 
 
 # ---- again ------------------------------------------------------------------------------------------------------------------------
@@ -689,13 +710,20 @@ def test_files_of_others_are_kept_aside(four, here, cells_here) -> None:
     assert "kept as" not in runs(*words)
 
 
-def test_a_second_experiment_that_writes_to_the_same_table_says_whose_it_was(four, here, cells_here) -> None:
-    runs(*small(four, "--loss_type", "balanced"))
-    told = runs(*small(four, "--output_filename", "experiments/mine.csv", name="other"))
-    (line,) = [s for s in told.splitlines() if "experiments/mine.csv now holds" in s]
-    assert "other" in line
-    assert "mine" in line
-    assert "now holds" not in runs(*small(four, "--output_filename", "experiments/mine.csv", name="other"))
+def test_a_table_that_held_runs_of_other_settings_is_replaced_and_one_line_says_so(
+    four, here, cells_here
+) -> None:
+    few = ("--loss_type", "balanced", "--max_epochs", "1")
+    same = ("--output_filename", "experiments/mine.csv")
+    runs(*small(four, *few))
+    assert "now holds" not in runs(
+        *small(four, *few, "--user_corrected_pool_size", "4", "5")
+    )  # it has the old run too
+    told = runs(*small(four, *few, *same, "--learning_rate", "0.002", name="other"))
+    (line,) = [s for s in told.splitlines() if "now holds" in s]
+    assert line.startswith("experiments/mine.csv now holds other, 1 run")
+    assert "it held mine, 2 runs" in line
+    assert "now holds" not in runs(*small(four, *few, *same, "--learning_rate", "0.002", name="other"))
 
 
 # ---- where settings come from -------------------------------------------------------------------------------------------------------
@@ -866,6 +894,18 @@ def test_a_cell_that_fails_gives_exit_code_1_and_says_which_and_the_others_go_on
     runs(*words)
     assert rows.items() < written(here).items()
     assert [r["status"] for r in table("mine")] == ["done", "done"]
+
+
+def test_when_every_run_fails_for_one_reason_it_is_told_in_one_line_and_an_earlier_table_stays(
+    four, here, cells_here
+) -> None:
+    runs(*small(four, "--max_epochs", "1"))
+    before = files_of(Path("experiments"))
+    torch.save({"conv.weight": torch.zeros(1)}, "another.pth")
+    told = runs(*small(four, "--max_epochs", "1", "--base_model", "another.pth"), code=2)
+    errors = [s for s in told.splitlines() if s.startswith("error: ")]
+    assert errors[-1].startswith("error: another.pth is a checkpoint of another network")
+    assert files_of(Path("experiments")) == before
 
 
 # ---- what it is trained on ---------------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perturblab.perturb.detectors import (
@@ -45,7 +45,7 @@ def fired(flag: Flag | None) -> bool:
 
 def test_a_run_that_learns_raises_no_flag() -> None:
     for reading in ("documented", "published"):
-        found = flags(history(300), Thresholds(), reading)
+        found = flags(history(25), Thresholds(), reading)
         assert [flag.name for flag in found] == list(DETECTORS)
         assert not any(flag.fired for flag in found)
 
@@ -227,6 +227,7 @@ def wandering(n: int, numbers: random.Random) -> list[dict]:
     )
 
 
+@settings(deadline=None)
 @given(st.integers(0, 12), st.randoms(use_true_random=False))
 def test_detectors_do_not_see_epochs_with_weight_noise(n, numbers) -> None:
     """Neither their values nor how many there are; the validation loss is of weights as they are, so F3 sees all."""

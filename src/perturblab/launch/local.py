@@ -91,7 +91,7 @@ def _starter(preload: Sequence[str], jobs: int) -> Callable[[Cell, Path | None],
     """A function that starts one cell. Threads are shared out, else N runs of N threads fight for N cores."""
     context: Any = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
     if sys.platform == "linux":
-        context.set_forkserver_preload(list(preload))
+        context.set_forkserver_preload(["perturblab.launch.session", *preload])
     threads = max(1, cores() // jobs)
 
     def start(cell: Cell, log: Path | None) -> _Process:

@@ -21,9 +21,9 @@ def stuckness(improvement: float, threshold: float) -> float:
     0.5 at the threshold (above 0, of the improvement's unit), 0.881 without improvement, 1 where things get worse.
     Written so that no exponential overflows (defect 23 of 5.9).
     """
-    x = SHARPNESS * (improvement / threshold - 1)
+    x = SHARPNESS / threshold * (improvement - threshold)
     small = math.exp(-abs(x))
-    return small / (1 + small) if x > 0 else 1 / (1 + small)
+    return 1 - (1 / (1 + small) if x > 0 else small / (1 + small))
 
 
 def adaptive_sigma(stuck: float, low: float, high: float, done: int, epochs: int) -> float:

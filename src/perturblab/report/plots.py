@@ -63,7 +63,7 @@ LOOK: Any = [
 
 @dataclass(frozen=True)
 class Line:
-    """One arm: ``x [k]`` ascending, ``y [n_seeds k]`` in the unit of the axis, NaN where not measured."""
+    """One arm, not in the legend if its name begins with "_": ``x [k]`` ascending, ``y [n_seeds k]`` in the unit of the axis, NaN where not measured."""
 
     name: str
     x: Floats
@@ -108,27 +108,31 @@ class Panel:
     @property
     def stacked(self) -> bool:
         """Whether the legend needs a row or more per line."""
-        return sum(map(len, self.labels)) > ONE_ROW
+        return sum(map(len, self._shown)) > ONE_ROW
 
     @property
     def columns(self) -> int:
         """Of the legend."""
-        longest = max(map(len, self.labels))
+        longest = max(map(len, self._shown))
         return (
-            1 if self.stacked else max(1, min(len(self.lines), (ONE_ROW + 2 * HANDLE) // (longest + HANDLE)))
+            1 if self.stacked else max(1, min(len(self._shown), (ONE_ROW + 2 * HANDLE) // (longest + HANDLE)))
         )
 
     @property
     def legend_rows(self) -> int:
-        rows = math.ceil(len(self.lines) / self.columns)
+        rows = math.ceil(len(self._shown) / self.columns)
         if self.columns == 1:
-            rows = sum(len(textwrap.wrap(label, WRAP)) for label in self.labels)
+            rows = sum(len(textwrap.wrap(label, WRAP)) for label in self._shown)
         return rows + len(textwrap.wrap(self.heading, WRAP))
 
     @property
     def labels(self) -> list[str]:
         told = self.counted and not self._alike
         return [f"{one.name} ({_count(one)})" if told else one.name for one in self.lines]
+
+    @property
+    def _shown(self) -> list[str]:
+        return [label for label in self.labels if not label.startswith("_")]
 
 
 def _count(one: Line) -> str:
@@ -196,7 +200,12 @@ def data_behind(panels: Sequence[Panel]) -> tuple[list[str], list[list[Cell]]]:
     """Columns and rows: one row per point of each line, with every seed in its column and gaps left empty."""
     seeds = sorted({s for p in panels for one in p.lines for s in one.seeds})
     columns = ["panel", "line", "x", "n", "mean", "std_population", *(f"seed{s}" for s in seeds)]
-    rows = [[p.title, one.name, *point] for p in panels for one in p.lines for point in _points(one, seeds)]
+    rows = [
+        [p.title, one.name.lstrip("_"), *point]
+        for p in panels
+        for one in p.lines
+        for point in _points(one, seeds)
+    ]
     return columns, rows
 
 
@@ -250,7 +259,7 @@ def _draw_mean(axes: Axes, one: Line, label: str, size: float) -> None:
         axes.fill_between(x, mean - sd, mean + sd, color=one.colour, alpha=0.13, linewidth=0, zorder=1)
     axes.plot(
         x, mean, color=one.colour, linestyle=one.dash, linewidth=1.5, label=label, zorder=3,
-        marker=one.marker or ("o" if x.size <= FEW_POINTS else ""), markersize=size, markeredgewidth=0,
+        marker=one.marker or ("o" if x.size <= FEW_POINTS else ""), markersize=size, markeredgewidth=1.5 if one.marker == "x" else 0,
         markevery=max(1, x.size // 12),
     )  # fmt: skip
 

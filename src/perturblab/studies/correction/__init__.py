@@ -51,8 +51,8 @@ class BuildData(Loading):
         "Where the dot stands: top-left, top-right, bottom-left, bottom-right, center, random, or ROW,COLUMN of its corner.",
     )
     margin: int = flag(1, "Pixels between the dot and the border.", ge=0)
-    value: float = flag(1.0, "Brightness of the dot, from 0 to 1.", ge=0, le=1)
-    fraction: float = flag(1.0, "Share of the 8s that bear the dot.", ge=0, le=1)
+    value: float = flag(1.0, "Brightness of the dot, above 0 and up to 1.", gt=0, le=1)
+    fraction: float = flag(1.0, "Share of the 8s that bear the dot.", gt=0, le=1)
     strength: float = flag(
         1.0, "How well the dot tells an 8: at 1 no 0 bears it, at 0 as many 0s as 8s.", ge=0, le=1
     )
@@ -124,7 +124,7 @@ class Correcting(Interruptible):
     )
     max_epochs: int = flag(500, "Epochs at most; the document has no limit.", ge=1)
     train_dataset_size: int = flag(
-        -1, "Training images, drawn at random in equal shares of both digits; -1 takes all.", ge=-1
+        -1, "Training images, drawn at random in equal shares of both digits; -1 or 0 takes all.", ge=-1
     )
     validation: Literal["original", "confounded"] = flag(
         "original",
@@ -146,7 +146,7 @@ class Train(Correcting):
         "balanced",
         "balanced, CE(confounded) + lambda CE(corrected), or imbalanced, CE(whole batch).",
     )
-    lambda_weight: float = flag(1.0, "Weight of the corrected images' loss (balanced only).", ge=0)
+    lambda_weight: float = flag(1.0, "Weight of the corrected images' loss (balanced only).", ge=0, le=1e12)
     user_corrected_pool_size: int = flag(100, "Corrected 8s to draw from.", ge=1)
     seed: int | None = flag(
         None, "Random seed, which then stands in the directory's name; without it seed 0.", ge=0

@@ -131,14 +131,17 @@ def how_many(stages: dict[str, Stage], drawn: dict[str, list[Drawn]]) -> Section
     tried = sorted({c["user_corrected_pool_size"] for c in cells})
     if not reached:
         answer = f"No pool up to {tried[-1]} reached {percent(threshold)} on validation."
-    elif reached[0] == tried[0]:
+    elif reached[0] == tried[0] > 1:
         answer = f"At most {reached[0]}: the smallest pool tried reached {percent(threshold)} on validation."
     else:
         answer = (
             f"{reached[0]}: the smallest of the pools tried that reached {percent(threshold)} on validation."
         )
     means = ", ".join(f"{pool}: {percent(mean)}" for pool, mean in pool_means(grid).items())
-    told: tuple[str, ...] = (f"Mean test accuracy on plain digits by pool: {means}.",)
+    told: tuple[str, ...] = (
+        f"Mean test accuracy on plain digits by pool: {means}.",
+        "That is on plain digits. With the dots on the 0s (right) a network can still be led by them, however large the pool.",
+    )
     if name != "pool_search":
         told = (*told, "`perturblab correction run --experiment pool_search` tries 1 to 200.")
     return Section(heading, answer, told, figures=embedded(drawn.get(name, [])))
@@ -188,7 +191,7 @@ def stage_section(name: str, stage: Stage, drawn: dict[str, list[Drawn]]) -> Sec
     shown = (
         drawn.get(name, []) if name in ("overfit_test", "lr_search") else []
     )  # the others' stand with the questions
-    sources = [f"{key} {value}." for key, value in stage["sources"].items()]
+    sources = [f"`{key}`: {value}." for key, value in stage["sources"].items()]
     return Section(
         f"Check: {name}",
         f"{found.word}: {found.sentences[0]}",

@@ -26,6 +26,7 @@ from perturblab.studies.correction import Train
 from perturblab.studies.correction.data import read_sets
 from perturblab.studies.correction.layout import check_digest, data_sha256, file_sha256
 from perturblab.studies.correction.parts import DOTTED, Parts, base_network, mixed, parts_of
+from perturblab.studies.correction.records import history
 from perturblab.studies.correction.stopping import best_row, improves, out_of_patience
 from perturblab.studies.correction.tensorboard import export, targets
 from perturblab.terminal import say
@@ -195,4 +196,5 @@ def finish(s: Train, run: RunFolder, model: SteppedModel, parts: Parts, before: 
         "seed": s.random_seed, "epochs_trained": len(run.rows), "best_epoch": best["epoch"],
         "best_val_loss": best["val_loss"], "stopped": "patience" if stopped else "max_epochs",
         **on_training_images(s, model, parts), **measured(s, model, parts), "before": before, "n": sizes, "index": parts.index, "settings": s.identity(),
+        "history": history(run.rows),
     })  # fmt: skip

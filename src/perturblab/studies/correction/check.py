@@ -93,12 +93,8 @@ def originals(s: Check, parts: Parts, confounded: ImageSet, original: ImageSet) 
     train = set_files(s.data)["original_train"]
     if Path(train).exists():
         pairs = read_set(train, masks=False).images
-        kept = torch.tensor(parts.index["train"]) if parts.index["train"] else torch.arange(len(pairs))
-        yield equal(
-            "the corrected pool equals the originals",
-            parts.pool.images,
-            pairs[kept[torch.tensor(parts.index["pool"])]],
-        )
+        same = pairs[torch.tensor(parts.index["pool"])]
+        yield equal("the corrected pool equals the originals", parts.pool.images, same)
 
 
 def erased(images: ImageSet) -> Tensor:
@@ -171,6 +167,7 @@ def step(s: Check, model: SteppedModel, batch: Batch) -> Iterator[Finding]:
     for objective in (Balanced(1.0), Imbalanced()):
         name = type(objective).__name__
         model.load_state_dict(start_at)
+        model.zero_grad()  # of the other loss
         adam = torch.optim.Adam(model.parameters(), lr=s.learning_rate)
         loss = objective(model, batch, objective.draw(batch, Clock(1, 0, 1, 1)))
         loss.total.backward()

@@ -52,9 +52,14 @@ def build(s: BuildData) -> None:
         raise UserError(f"{folder} was not made by build-data; move it away, or choose another --out")
     for path in files.values():
         check_writable(path)
+    before = about(folder)
     made = made_sets(s)
     settings = s.model_dump(mode="json", exclude={"out", "data_dir", "num_workers"})
     counts = {name: [int((images.labels == i).sum()) for i in (0, 1)] for name, images in made.items()}
+    if before and any(before.get(name) != value for name, value in settings.items()):
+        say(
+            f"{folder} now holds {s.dataset}, {s.shape} of {s.size}; it held {before['dataset']}, {before['shape']} of {before['size']}"
+        )
     write_json(about_file(folder), {"made_by": BUILD, **settings, "counts": counts})
     for name, images in made.items():  # after about.json: what a kill leaves must not look like another's
         write_atomic(files[name], to_bytes(as_dictionary(images)))

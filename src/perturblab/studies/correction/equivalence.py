@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from perturblab.experiment import start
 from perturblab.images import Batch
 from perturblab.objectives import Clock, Objective
 from perturblab.objectives.corrected import Balanced, Imbalanced
@@ -26,6 +27,7 @@ def gradient_angles(s: Train) -> dict[str, list[float]]:
     Of an untrained network: the base model's loss on confounded images is so small that their gradient hardly turns
     the sum, at any lambda.
     """
+    start(s, ())  # the same threads whatever this process did before: they change the last digits
     parts = parts_of(s, read_sets(s.data), s.random_seed)
     with seeded(s.random_seed, "init"):
         model = network(parts.train)

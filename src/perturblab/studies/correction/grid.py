@@ -43,15 +43,21 @@ def run(settings: Run) -> None:
     s, sources = completed(settings, data_sha256(settings.data))
     cells = list(cells_of(s))
     plan = Plan([cell for cell, _ in cells], folder, exports, PRELOAD)
+    extra = sum(control for _, control in cells)
+    told = f" ({extra} of them controls, for the page only)" if extra else ""
     say(
-        f"{s.experiment}: {len(cells)} runs, {s.jobs or cores()} at a time; {s.output_filename} will have the table"
+        f"{s.experiment}: {len(cells)} runs{told}, {s.jobs or cores()} at a time; {s.output_filename} will have the table"
     )
     outcomes: list[Outcome] = []
     try:
         outcomes = carry_out(s, plan)
     finally:  # also when stopped: what is done so far is in the tables
         stage = record(s, sources, cells)
-        write_tables(s, stage)
+        if any(
+            one["status"] in ("done", "diverged") for one in stage["cells"]
+        ):  # else an earlier table stays
+            write_tables(s, stage)
+    refuse_what_no_run_can_do(outcomes)
     if any(control for _, control in cells):
         stage["equivalence"] = angles(s, cells)
         write_tables(s, stage)
@@ -132,6 +138,16 @@ def carry_out(s: Run, plan: Plan) -> list[Outcome]:
     return outcomes
 
 
+def refuse_what_no_run_can_do(outcomes: Sequence[Outcome]) -> None:
+    """UserError with the one reason for which every run failed: bad input, not bad luck of some."""
+    if not outcomes or any(outcome.status != "failed" or diverged(outcome.cell) for outcome in outcomes):
+        return
+    runs = [(folder(outcome.cell), outcome.reason) for outcome in outcomes]
+    reasons = {run.failure() if run.status == "failed" else reason for run, reason in runs}
+    if len(reasons) == 1:
+        raise UserError(reasons.pop())
+
+
 def without_diverged(plan: Plan) -> Plan:
     return Plan(
         [cell for cell in plan.cells if not diverged(cell)],
@@ -195,8 +211,9 @@ def write_tables(s: Run, stage: Stage) -> None:
     """The row per combination, the rows per epoch of each seed, and the record."""
     table, path = Path(s.output_filename), record_file(s.output_filename)
     before = record_in(path)
-    if before and before["experiment"] != s.experiment:
-        say(f"{table} now holds {s.experiment}; it held {before['experiment']}")
+    if before and others_in(before, stage):
+        what = f"{before['experiment']}, {len(before['cells'])} runs"
+        say(f"{table} now holds {s.experiment}, {len(stage['cells'])} runs; it held {what} of other settings")
     write_table(table, COLUMNS, per_combination(stage["cells"]))
     for seed, rows in per_epoch(stage["cells"]).items():  # the original script's have the same columns
         name = f"{table.stem}_run{seed}.csv"
@@ -204,6 +221,11 @@ def write_tables(s: Run, stage: Stage) -> None:
     if before is None and path.exists():
         keep_aside(path, path.read_bytes())
     write_atomic(path, (json.dumps(stage, indent=1, allow_nan=False) + "\n").encode())
+
+
+def others_in(before: Stage, stage: Stage) -> bool:
+    """Whether a run that stands in the record is not in the new one."""
+    return not {cell["run_id"] for cell in before["cells"]} <= {cell["run_id"] for cell in stage["cells"]}
 
 
 def record_in(path: Path) -> Stage | None:

@@ -30,7 +30,7 @@ def _lambda_picture(balanced: list[Record], twins: list[Record], folder: Path) -
     for key in ("train_conf_loss", "train_corr_loss"):
         name, colour = LOSSES[key]
         lines += joined(name, balanced, "lambda_weight", partial(result, key=key), colour=colour)
-        lines += _at_equal_lambda(f"{name}, imbalanced", twins, partial(result, key=key), colour)
+        lines += _at_equal_lambda(name, twins, partial(result, key=key), colour)
     axis = Axis("lambda", "Loss at the chosen epoch (nats)", log=True, log_x=True)
     caption = (
         "Loss on all confounded training images and on the corrected pool against lambda. Diamonds: the imbalanced loss, at "
@@ -52,7 +52,7 @@ def _lambda_accuracy(balanced: list[Record], twins: list[Record], folder: Path) 
         "accuracy_toggled": ("dots on 0s", palette.VERMILION),
     }.items():
         lines += joined(name, balanced, "lambda_weight", partial(accuracy, key=key), colour=colour)
-        lines += _at_equal_lambda(f"{name}, imbalanced", twins, partial(accuracy, key=key), colour)
+        lines += _at_equal_lambda(name, twins, partial(accuracy, key=key), colour)
     axis = Axis("lambda", "Test accuracy (%)", ylim=(0, 102), log_x=True)
     caption = "Test accuracy against lambda, on plain digits and with the dot moved from the 8s to the 0s. Marks as above."
     return save(
@@ -67,26 +67,17 @@ def _lambda_accuracy(balanced: list[Record], twins: list[Record], folder: Path) 
 def _at_equal_lambda(
     name: str, twins: list[Record], y: Callable[[Record], float], colour: palette.Colour
 ) -> list[Line]:
+    """Diamonds for the imbalanced loss, black crosses for balanced at the same lambda; the captions tell them."""
     made = []
     for cell in twins:
-        x = equal_lambda(cell["batch_size"], cell["user_corrected_max_per_batch"])
-        imbalanced = cell["loss_type"] == "imbalanced"
-        label, marker = (
-            (name, "D") if imbalanced else (name.replace("imbalanced", "balanced at k/(B-k)"), "X")
+        x = np.array([equal_lambda(cell["batch_size"], cell["user_corrected_max_per_batch"])])
+        look = (
+            (colour, "none", "D", 9.0)
+            if cell["loss_type"] == "imbalanced"
+            else (palette.BLACK, "none", "x", 5.0)
         )
-        tone = colour if imbalanced else palette.shade(str(colour), 0.6)
-        made.append(
-            Line(
-                label,
-                np.array([x]),
-                np.array([[y(cell)]]),
-                (cell["seed"] or 0,),
-                tone,
-                "none",
-                marker,
-                8.0 if imbalanced else 5.0,
-            )
-        )
+        label = f"_{name}, {cell['loss_type']} at k/(B-k)"
+        made.append(Line(label, x, np.array([[y(cell)]]), (cell["seed"] or 0,), *look))
     return made
 
 
@@ -95,7 +86,9 @@ def _angles(stage: Stage, folder: Path) -> list[Drawn]:
     if not found:
         return []
     made = line(
-        "first batch, untrained network", {0: (found["lambda"], found["angle_degrees"])}, colour=palette.BLACK
+        "first batch, network before any training",
+        {0: (found["lambda"], found["angle_degrees"])},
+        colour=palette.BLACK,
     )
     settings = stage["settings"]
     equal = equal_lambda(settings["batch_size"], settings["user_corrected_max_per_batch"])
@@ -109,7 +102,7 @@ def _angles(stage: Stage, folder: Path) -> list[Drawn]:
         "D",
     )
     panels = [Panel("", tuple(one for one in (made, here) if one), counted=False)]
-    axis = Axis("lambda", "Angle between the gradients (degrees)", ylim=(0, None), log_x=True)
+    axis = Axis("lambda", "Angle between the gradients (degrees)", ylim=(-1, None), log_x=True)
     caption = (
         f"The gradients of the imbalanced and of the balanced loss point the same way at lambda = k / (B - k) and nowhere else "
         f"(smallest angle {min(found['angle_degrees']):.1g} degrees): imbalanced is one point of the lambda curve."

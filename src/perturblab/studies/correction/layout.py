@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +49,19 @@ def data_sha256(data: str | Path) -> str:
 
 
 def file_sha256(path: Path) -> str:
-    """UserError with the command that makes the file, if it cannot be read."""
+    """UserError with the command that makes the file, if it cannot be read or a bit of it has flipped."""
     try:
         with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if zipfile.is_zipfile(path):  # what torch.save writes: each part has a CRC-32 beside it
+            with zipfile.ZipFile(path) as archive:
+                if archive.testzip() is not None:
+                    raise zipfile.BadZipFile
+        return found
+    except zipfile.BadZipFile:
+        raise UserError(
+            f"{path} is damaged; remove it and make it again: {BUILD} for 08MNIST, train-base for the base model"
+        ) from None
     except OSError as error:
         raise UserError(
             f"cannot read {path}: {error.strerror}; {BUILD} makes 08MNIST, train-base the base model"

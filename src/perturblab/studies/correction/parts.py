@@ -50,12 +50,26 @@ def parts_of(s: Train | Check, sets: Sets, seed: int) -> Parts:
         raise UserError(
             f"--validate_ds_size {s.validate_ds_size:g} of {len(sets.original)} test images leaves one part empty"
         )
+    if not is_mixed(sets.original[~held]) or not is_mixed(sets.original[held]):
+        raise UserError(
+            f"--validate_ds_size {s.validate_ds_size:g} of {len(sets.original)} test images leaves one part without 0s or 8s"
+        )
+    dots = sets.confounded[~held].annotation
+    if dots is None or not dots.any():
+        raise UserError(
+            f"--validate_ds_size {s.validate_ds_size:g}: none of the {int((~held).sum())} test images left bears a dot"
+        )
     plain_first = (sets.original[held], sets.confounded[held])
     validation, other = plain_first if s.validation == "original" else plain_first[::-1]
-    index = {"train": kept, "pool": pool.tolist(), "validation": held.nonzero()[:, 0].tolist()}
+    of_all = torch.tensor(kept)[pool] if kept else pool  # every index counts in its file
+    index = {"train": kept, "pool": of_all.tolist(), "validation": held.nonzero()[:, 0].tolist()}
     return Parts(
         train, found, corrected(found), validation, other, sets.original[~held], sets.confounded[~held], index
     )
+
+
+def is_mixed(images: ImageSet) -> bool:
+    return len(images.labels.unique()) > 1
 
 
 def subset(s: Train | Check, images: ImageSet, seed: int) -> tuple[list[int], ImageSet]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from perturblab.files import read_json
 from perturblab.studies.correction import BuildData, Run, TrainBase
-from perturblab.studies.correction.layout import about, data_sha256, sidecar, used_files
+from perturblab.studies.correction.layout import about, data_sha256, owner_by_sidecar, set_files, sidecar
 from perturblab.terminal import UserError, say, warn
+
+LEARNT = 0.9  # accuracy on dotted digits
 
 
 def provide(s: Run) -> None:
@@ -17,26 +20,45 @@ def provide(s: Run) -> None:
     if not model.exists():
         say(f"{model} is not there: training it on the dotted digits")
         provide_base(s)
-    elif sidecar(model).exists() and read_json(sidecar(model)).get("data_sha256") != data_sha256(data):
+    elif owner_by_sidecar(model) is not None:
+        check_base(data, model, read_json(sidecar(model)))
+
+
+def check_base(data: Path, model: Path, said: dict[str, Any]) -> None:
+    """Warn of a base model, made here, from which there is little to correct."""
+    if said.get("data_sha256") != data_sha256(data):
         warn(f"{model} was trained on other data than {data}; remove it to train one on these")
+    elif said["reliance"]["accuracy_confounded"] < LEARNT:
+        seen = f"{100 * said['reliance']['accuracy_confounded']:.1f} %"
+        warn(
+            f"{model} has not learnt the dot ({seen} on dotted test digits); perturblab correction train-base makes one that has"
+        )
 
 
 def provide_data(s: Run, data: Path) -> None:
-    there = [path for path in used_files(data).values() if path.exists()]
-    if there:
-        made = about(data)
+    there, made = [path for path in set_files(data).values() if path.exists()], about(data)
+    if made and len(there) < len(set_files(data)):
+        say(f"{data} is not whole: building it again from {made['dataset']}")
+        built = {name: made[name] for name in BuildData.model_fields if name in made}
+        make(s, BuildData.parse(built), data)
+    elif there:
         if s.dataset and made and made["dataset"] != s.dataset:
             raise UserError(
                 f"{data} was made of {made['dataset']}, not {s.dataset}; move it away, or give another --data"
             )
-        return
-    if data.name != "08MNIST":
+    elif data.name != "08MNIST":
         raise UserError(f"there is no {data}; perturblab correction build-data makes a folder 08MNIST")
-    dataset = s.dataset or "mnist"
-    say(f"{data} is not there: building it from {dataset}")
+    else:
+        dataset = s.dataset or "mnist"
+        say(f"{data} is not there: building it from {dataset}")
+        make(s, BuildData(dataset=dataset), data)
+
+
+def make(s: Run, wanted: BuildData, data: Path) -> None:
     from perturblab.studies.correction.data import build
 
-    build(BuildData(dataset=dataset, out=str(data.parent), data_dir=s.data_dir, num_workers=s.num_workers))
+    here = {"out": str(data.parent), "data_dir": s.data_dir, "num_workers": s.num_workers}
+    build(wanted.model_copy(update=here))
 
 
 def provide_base(s: Run) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from perturblab.report.tables import Cell as Value
-from perturblab.runs import RunFolder, read_rows
+from perturblab.runs import Row, RunFolder, read_rows
 from perturblab.studies.correction import Train
 
 Record = dict[str, Any]
@@ -44,14 +44,20 @@ EPOCH_COLUMNS = (
 def cell_record(s: Train, run: RunFolder, status: str, control: bool) -> Record:
     """Everything that tables, verdicts and figures need to know of a cell."""
     done = status == "done"
-    rows = read_rows(run.path / "rows.jsonl") if done or status == "diverged" else []
+    results = run.results() if done else None  # whose digest is checked, and the history's with it
+    rows = read_rows(run.path / "rows.jsonl") if status == "diverged" else []
     return {
         "name": s.name, "log_dir": str(s.log_dir), "status": status, "control": control, "run_id": run.id,
         **{name: getattr(s, name) for name in (*SETTINGS, "seed", "batch_size", "user_corrected_max_per_batch")},
         "reason": run.failure() if status in ("diverged", "failed") else "",
-        "result": {key: value for key, value in run.results().items() if key != "index"} if done else None,
-        "history": {key: [row[key] for row in rows] for key in ("epoch", *EPOCH_KEYS)},
+        "result": results and {key: value for key, value in results.items() if key not in ("index", "history")},
+        "history": results["history"] if results else history(rows),
     }  # fmt: skip
+
+
+def history(rows: Sequence[Row]) -> dict[str, list[float]]:
+    """A list per documented number of an epoch."""
+    return {key: [row[key] for row in rows] for key in ("epoch", *EPOCH_KEYS)}
 
 
 def per_combination(cells: Sequence[Record]) -> list[list[Value]]:

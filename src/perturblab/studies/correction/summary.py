@@ -58,7 +58,7 @@ def combination(cell: Record) -> str:
 def seen(stage: Stage) -> str:
     """What selected the epochs and the settings, which must stand beside every number that it touched."""
     if stage["settings"]["validation"] == "original":
-        return "selected on plain validation digits, which are the target (as documented); the test digits chose nothing"
+        return "selected on plain validation digits (accuracy, ties by the loss), which are the target (as documented); the test digits chose nothing"
     return "selected on dotted validation digits; the test digits chose nothing"
 
 

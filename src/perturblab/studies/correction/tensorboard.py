@@ -59,7 +59,7 @@ def export(asked: Train, run: RunFolder) -> None:
         return run.id if whose in replaced else whose
 
     publish(run, run.path / "best_model.pth", model, owner)
-    said = {key: value for key, value in results.items() if key != "index"}
+    said = {key: value for key, value in results.items() if key not in ("index", "history")}
     content = {**said, "lambda_weight": asked.lambda_weight, "sha256": digest(model.read_bytes())}
     write_atomic(about, (json.dumps(content, indent=1) + "\n").encode(), run.id)
 

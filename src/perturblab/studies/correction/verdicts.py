@@ -107,7 +107,9 @@ def _rates(stage: Stage) -> Verdict:
         for mark, found in named.items()
         if found
     ]
-    if rate in (rates[0], rates[-1]) and len(rates) > 1:
+    if len(rates) == 1:
+        return Verdict("UNDECIDED", (*told, "It is the only one tried."))
+    if rate in (rates[0], rates[-1]):
         return Verdict(
             "UNDECIDED", (*told, "The best stands at the edge of the rates tried; try more beyond it.")
         )
@@ -130,7 +132,21 @@ def _lambdas(stage: Stage) -> Verdict:
     for key, name in (("train_corr_loss", "corrected"), ("train_conf_loss", "confounded")):
         told.append(_trend(done(balanced), key, name))
     told += [sentence for sentence in (_controls(stage),) if sentence]
-    return Verdict("PASS" if after - before > 0.01 else "FAIL", tuple(told))
+    if after - before <= 0.01:
+        return Verdict("FAIL", tuple(told))
+    flat = _flat(balanced)
+    return Verdict("UNDECIDED" if flat else "PASS", (told[0], *([flat] if flat else []), *told[1:]))
+
+
+def _flat(cells: Sequence[Record]) -> str:
+    """A sentence if the lambdas differ by no more than two validation images."""
+    seen = [c["result"]["val_accuracy"] for c in done(cells)]
+    images = round((max(seen) - min(seen)) * min(c["result"]["n"]["validation"] for c in done(cells)))
+    return (
+        f"But all lambdas lie within {images} validation image{'s' * (images != 1)}: none is shown to be better."
+        if images <= 2
+        else ""
+    )
 
 
 def _trend(cells: Sequence[Record], key: str, name: str) -> str:
