@@ -146,13 +146,13 @@ def test_neighbouring_noises_are_independent(model) -> None:
 def test_labels_differ_at_the_rate_p_times_1_minus_1_over_c(magnitude, p) -> None:
     labels = torch.arange(40_000) % 4
     noisy = noisy_labels(labels, 4, magnitude, stream(0, "noise"))
-    differ = int((noisy != labels).sum())
-    assert binomtest(differ, len(labels), p * 3 / 4).pvalue > IMPROBABLE
     assert noisy.dtype == torch.int64
-    changed = torch.bincount((noisy - labels)[noisy != labels] % 4, minlength=4)
-    assert changed[0] == 0
-    for count in changed[1:]:  # every other class equally often
-        assert binomtest(int(count), differ, 1 / 3).pvalue > IMPROBABLE
+    pairs = torch.bincount(4 * labels + noisy, minlength=16).view(4, 4)  # old, new
+    for old in range(4):
+        differ = 10_000 - int(pairs[old, old])
+        assert binomtest(differ, 10_000, p * 3 / 4).pvalue > IMPROBABLE
+        for new in {0, 1, 2, 3} - {old}:  # every other class equally often
+            assert binomtest(int(pairs[old, new]), differ, 1 / 3).pvalue > IMPROBABLE
 
 
 # ---- scales ------------------------------------------------------------------------------------------------------

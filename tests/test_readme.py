@@ -99,6 +99,22 @@ def test_the_lines_of_first_layer_mi_on_digits_run_one_after_another_and_draw_it
 
 
 @pytest.mark.slow
+def test_the_lines_of_correction_on_digits_run_one_after_another_and_end_with_the_page(
+    tmp_path: Path,
+) -> None:
+    printed = [
+        run(line, tmp_path)
+        for line in lines("perturblab correction")
+        if "digits" in line or line.endswith(" check")
+    ]
+    assert "is not there: building it from digits" in printed[0]
+    assert "is the best of lr_search by validation" in printed[1]
+    assert "WRONG" not in printed[2]
+    page = (tmp_path / "plots" / "correction.html").read_text()
+    assert "Does the model still rely on dots after correction?" in page
+
+
+@pytest.mark.slow
 def test_quickstart_as_the_readme_shows_it_ends_with_a_table_and_a_sentence_on_three_seeds(
     tmp_path: Path,
 ) -> None:
