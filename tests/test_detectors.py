@@ -134,13 +134,13 @@ def test_overfitting_as_documented_is_consecutive(val, train, count) -> None:
         ([1, 2, 1, 2, 1], [4, 5, 4, 5, 4], 2),  # and not in the same epochs
         ([1, 2, 3, 4, 5], [5, 4, 5, 6, 7], 1),
         ([1, 2, 1, 1, 1], [5, 4, 3, 2, 1], 1),
-        ([1, 1.1, 1.2, 1.3, 1.4], [5, 4, 3, 2, 1], 0),  # a tenth of delta is no rise
-        ([1, 2, 3, 4, 5], [1.4, 1.3, 1.2, 1.1, 1], 0),
+        ([1, 1.5, 2, 2.5, 3], [5, 4, 3, 2, 1], 0),  # a tenth of delta is no rise
+        ([1, 2, 3, 4, 5], [3, 2.5, 2, 1.5, 1], 0),
         ([1, 2, 3, 4, 4, 4, 4, 4], [8, 7, 6, 5, 4, 3, 2, 1], 0),  # out of the window
     ],
 )
 def test_overfitting_as_published_counts_anywhere_in_the_window(val, train, count) -> None:
-    thresholds = Thresholds(flag_window_size=5, flag_overfit_epochs=2, flag_plateau_delta=2)
+    thresholds = Thresholds(flag_window_size=5, flag_overfit_epochs=2, flag_plateau_delta=5)
     flag = overfitting(history(val_loss=val, train_loss=train), thresholds, "published")
     assert flag == Flag("overfitting", count >= 2, count, 2)
 

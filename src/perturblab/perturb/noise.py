@@ -28,7 +28,6 @@ from torch import Tensor, nn
 
 from perturblab.images import Batch
 from perturblab.objectives import Clock
-from perturblab.settings import nearest
 from perturblab.sites import frozen_statistics
 from perturblab.streams import stream_seed
 
@@ -234,13 +233,12 @@ class _Group:
 
 
 def _named(model: nn.Module, layers: Sequence[str]) -> dict[str, nn.Parameter]:
-    """The parameters whose name contains any of ``layers``. ValueError for one that is in none."""
+    """The parameters whose name contains any of ``layers``. ValueError for one that is in no name."""
     named = dict(model.named_parameters())
+    known = dict.fromkeys(name.rpartition(".")[0] for name in named)
     for layer in layers:
         if not any(layer in name for name in named):
-            raise ValueError(
-                f"no layer '{layer}' for noise{nearest(layer, {n.rpartition('.')[0] for n in named})}"
-            )
+            raise ValueError(f"no layer '{layer}' for noise; the layers are {', '.join(known)}")
     return {name: p for name, p in named.items() if not layers or any(layer in name for layer in layers)}
 
 
