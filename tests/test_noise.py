@@ -337,7 +337,9 @@ def test_only_parameters_whose_name_contains_a_layer_are_touched(model, batch, l
 
 @pytest.mark.parametrize("target", ["gradient", "weight"])
 def test_a_layer_that_matches_nothing_is_refused_with_the_names(model, target) -> None:
-    with pytest.raises(ValueError, match="^no layer 'fc9' for noise; the layers are conv, norm, wide, last$"):
+    with pytest.raises(
+        ValueError, match=r"^no layer 'fc9' for noise; the layers are conv, norm, wide, last$"
+    ):
         noise_of(model, target, layers=("conv", "fc9"))
 
 
