@@ -25,6 +25,7 @@ from perturblab.studies.correction.data import read_sets
 from perturblab.studies.correction.equivalence import angle, gradient_angles
 from perturblab.studies.correction.parts import mixed, parts_of
 from perturblab.studies.correction.rates import rate_marks
+from perturblab.studies.correction.records import images_logged
 from perturblab.studies.correction.verdicts import losses_compared, verdict
 from perturblab.terminal import UserError
 from plain_networks import PlainCNN2
@@ -75,6 +76,7 @@ def made_cell(
     ran = status == "done"
     return {
         "name": name, "log_dir": log_dir or f"runs/{name}", "status": status, "control": control, "run_id": "0123456789",
+        "images_logged": images_logged(Path(log_dir or f"runs/{name}")),
         "learning_rate": rate, "loss_type": loss, "lambda_weight": weight, "user_corrected_pool_size": pool, "seed": seed,
         "batch_size": 64, "user_corrected_max_per_batch": 4, "reason": reason, "result": found if ran else None,
         "history": {key: list(values) if ran else [] for key, values in zip(keys, history, strict=True)},

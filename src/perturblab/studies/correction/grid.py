@@ -13,7 +13,7 @@ from perturblab.report.tables import Cell as Value
 from perturblab.report.tables import csv_text, show
 from perturblab.runs import RunFolder, run_folder
 from perturblab.studies.correction import Run, Train, equal_lambda
-from perturblab.studies.correction.layout import data_sha256, file_sha256
+from perturblab.studies.correction.layout import check_whole, data_sha256, file_sha256
 from perturblab.studies.correction.provide import provide
 from perturblab.studies.correction.records import (
     COLUMNS,
@@ -40,6 +40,7 @@ def run(settings: Run) -> None:
     for target in (Path(settings.output_filename), record_file(settings.output_filename)):
         check_writable(target)
     provide(settings)
+    check_whole(settings.data, settings.base_model)
     s, sources = completed(settings, data_sha256(settings.data))
     cells = list(cells_of(s))
     plan = Plan([cell for cell, _ in cells], folder, exports, PRELOAD)
@@ -165,15 +166,15 @@ def diverged(cell: Cell) -> bool:
 
 def skipped(s: Run, cells: Sequence[Cell]) -> set[str]:
     """Cells that follow one of their loss that reached the threshold on validation, if that ends a grid (decision 5)."""
-    reached: set[str] = set()
+    reached: set[tuple[str, int | None]] = set()
     names: set[str] = set()
     for cell in cells if s.stop_grid_at_threshold else ():
         assert isinstance(cell.settings, Train)
-        run, loss = folder(cell), cell.settings.loss_type
-        if loss in reached:
+        run, kind = folder(cell), (cell.settings.loss_type, cell.settings.seed)
+        if kind in reached:
             names.add(cell.name)
         elif run.done and run.results()["val_accuracy"] >= s.accuracy_threshold:
-            reached.add(loss)
+            reached.add(kind)
     return names
 
 

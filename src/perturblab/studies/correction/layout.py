@@ -49,23 +49,30 @@ def data_sha256(data: str | Path) -> str:
 
 
 def file_sha256(path: Path) -> str:
-    """UserError with the command that makes the file, if it cannot be read or a bit of it has flipped."""
+    """UserError with the command that makes the file, if it cannot be read."""
     try:
         with open(path, "rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if zipfile.is_zipfile(path):  # what torch.save writes: each part has a CRC-32 beside it
-            with zipfile.ZipFile(path) as archive:
-                if archive.testzip() is not None:
-                    raise zipfile.BadZipFile
-        return found
-    except zipfile.BadZipFile:
-        raise UserError(
-            f"{path} is damaged; remove it and make it again: {BUILD} for 08MNIST, train-base for the base model"
-        ) from None
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise UserError(
             f"cannot read {path}: {error.strerror}; {BUILD} makes 08MNIST, train-base the base model"
         ) from None
+
+
+def check_whole(data: str | Path, model: str | Path) -> None:
+    """UserError if a bit of a file that runs will read has flipped: torch.save keeps a CRC-32 of each part."""
+    for path in (*used_files(data).values(), Path(model)):
+        if not zipfile.is_zipfile(path):
+            continue
+        try:
+            with zipfile.ZipFile(path) as archive:
+                whole = archive.testzip() is None
+        except (zipfile.BadZipFile, OSError, ValueError):
+            whole = False
+        if not whole:
+            raise UserError(
+                f"{path} is damaged; remove it and make it again ({BUILD} for 08MNIST, train-base for the base model)"
+            )
 
 
 def check_digest(what: str, asked: str, found: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from perturblab.report.tables import Cell as Value
@@ -48,11 +49,18 @@ def cell_record(s: Train, run: RunFolder, status: str, control: bool) -> Record:
     rows = read_rows(run.path / "rows.jsonl") if status == "diverged" else []
     return {
         "name": s.name, "log_dir": str(s.log_dir), "status": status, "control": control, "run_id": run.id,
+        "images_logged": images_logged(s.log_dir),
         **{name: getattr(s, name) for name in (*SETTINGS, "seed", "batch_size", "user_corrected_max_per_batch")},
         "reason": run.failure() if status in ("diverged", "failed") else "",
         "result": results and {key: value for key, value in results.items() if key not in ("index", "history")},
         "history": results["history"] if results else history(rows),
     }  # fmt: skip
+
+
+def images_logged(log_dir: Path) -> bool:
+    """Whether the run's event file holds the document's three pictures."""
+    events = b"".join(path.read_bytes() for path in log_dir.glob("*tfevents*"))
+    return all(tag in events for tag in (b"confounded_samples", b"corrected_original", b"corrected_samples"))
 
 
 def history(rows: Sequence[Row]) -> dict[str, list[float]]:

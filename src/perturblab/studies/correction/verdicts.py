@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from statistics import fmean
 
 from perturblab.report.statistics import Paired, paired, rank_correlation, too_few
@@ -69,7 +68,7 @@ def _learns_by_heart(cell: Record, threshold: float) -> tuple[str, str]:
         wrong.append("the training loss did not fall to a tenth")
     if accuracy < threshold:
         wrong.append(f"train accuracy stayed below {percent(threshold)}")
-    if not images_logged(cell):
+    if not cell["images_logged"]:
         wrong.append("the images are not in the event file")
     rose = f"rose in {len(rises)} of {len(losses)} epochs" + (
         f", by {max(rises):.2g} at most" if rises else ""
@@ -77,15 +76,9 @@ def _learns_by_heart(cell: Record, threshold: float) -> tuple[str, str]:
     told = (
         f"{cell['loss_type'].capitalize()}: training loss {losses[0]:.3g} to {losses[-1]:.2g} nats, it {rose}; train "
         f"accuracy reached {percent(accuracy)}; no NaN; "
-        + ("images logged." if images_logged(cell) else "images missing.")
+        + ("images logged." if cell["images_logged"] else "images missing.")
     )
     return "; ".join(wrong), told
-
-
-def images_logged(cell: Record) -> bool:
-    """Whether the run's event file holds the document's three pictures."""
-    events = b"".join(path.read_bytes() for path in Path(cell["log_dir"]).glob("*tfevents*"))
-    return all(tag in events for tag in (b"confounded_samples", b"corrected_original", b"corrected_samples"))
 
 
 # ---- stage 2: lr_search ----------------------------------------------------------------------------------------------
