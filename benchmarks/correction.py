@@ -1,11 +1,11 @@
 """Correction: an epoch, and the full grid, against the plain way of doing the same work (_plain_correction.py).
 
-    python benchmarks/correction.py [--n 7] [--epochs 2] [--threads 2] [--data 08MNIST] [--json]
+    python benchmarks/correction.py [--n 7] [--epochs 10] [--threads 2] [--data 08MNIST] [--json]
 
 Both ways live in processes of their own and take turns. An epoch is 196 batches of 60 + 4 images; ours goes through ``fit``, batches included.
 The grid is the document's 12 cells, each with its evaluations: the plain way one after another, ours as ``perturblab correction run`` does them, one
 process of one thread per core, the start of the processes and every export included. Without ``--data`` the images are random: that does not
-change the time. Takes five minutes on two cores, which should have nothing else to do.
+change the time. Takes 25 minutes on two cores, which should have nothing else to do.
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ def random_digits(counts: tuple[int, int], dotted: bool) -> ImageSet:
 def main() -> None:
     words = parser("Correction against the plain way of doing the same work.")
     words.add_argument("--n", type=int, default=7, help="pairs per figure (the grids: half as many)")
-    words.add_argument("--epochs", type=int, default=2, help="epochs of each cell of the grid")
+    words.add_argument("--epochs", type=int, default=10, help="epochs of each cell of the grid")
     words.add_argument(
         "--threads", type=int, default=2, help="threads of the plain way, and of ours in the epochs"
     )
