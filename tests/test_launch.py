@@ -336,3 +336,27 @@ def test_a_line_of_a_script_that_fails_does_not_stop_the_lines_after_it(tmp_path
     write_script([*cells, *cells], tmp_path / "run.sh", "false; echo python")
     ended = subprocess.run([tmp_path / "run.sh"], capture_output=True, text=True)
     assert ended.stdout.count("masked-loss train") == 2
+
+
+SERVER = """
+import multiprocessing, os
+def session(told): told.put(os.getsid(os.getppid()))
+if __name__ == "__main__":
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["perturblab.launch.session"])
+    told = context.Queue()
+    process = context.Process(target=session, args=(told,))
+    process.start()
+    print(told.get() != os.getsid(0))
+    process.join()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere runs are not forked from a server")
+def test_a_ctrl_c_in_the_terminal_does_not_reach_the_server_from_which_runs_are_forked(
+    tmp_path: Path,
+) -> None:
+    script = tmp_path / "server.py"
+    script.write_text(SERVER)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.returncode) == ("True\n", 0), done.stderr
