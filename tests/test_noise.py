@@ -13,14 +13,8 @@ from torch.nn.functional import cross_entropy
 from perturblab.images import Batch
 from perturblab.models import MODELS
 from perturblab.objectives import Clock
-from perturblab.perturb.noise import (
-    EpochUpdate,
-    Noise,
-    NoiseSpec,
-    gradient_norm,
-    noisy_images,
-    noisy_labels,
-)
+from perturblab.perturb.clean import EpochUpdate, gradient_norm
+from perturblab.perturb.noise import Noise, NoiseSpec, noisy_images, noisy_labels
 from perturblab.streams import seeded, stream
 
 IMPROBABLE = 1e-4  # the seeds are fixed: a test that passes once passes always

@@ -4,7 +4,7 @@
         settings.json      the settings, whole
         manifest.json      what else decides the bits: versions, threads, device, digests of the data
         rows.jsonl         one JSON object per measurement, no wall-clock times
-        timings.jsonl      seconds per epoch
+        timings.jsonl      seconds per epoch, and when it ended
         checkpoint-*.pt    the last two states, each with its SHA-256; removed when the run is done
         results.json       written last: the run is done
         failure.json       why the last attempt failed, if it did
@@ -21,6 +21,7 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -134,8 +135,13 @@ class RunFolder:
             write_atomic(self.path / "rows.jsonl", lines.encode())
 
     def log_time(self, epoch: int, seconds: float) -> None:
+        ended = datetime.now(UTC).isoformat(timespec="seconds")
         with writing_to(self.path / "timings.jsonl"), open(self.path / "timings.jsonl", "a") as file:
-            file.write(json.dumps({"epoch": epoch, "seconds": round(seconds, 3)}) + "\n")
+            file.write(json.dumps({"epoch": epoch, "seconds": round(seconds, 3), "ended": ended}) + "\n")
+
+    def timings(self) -> dict[int, Row]:
+        """``seconds`` and ``ended`` (UTC) of each epoch, of one that was done twice the last."""
+        return {row["epoch"]: row for row in read_rows(self.path / "timings.jsonl")}
 
     def record(self, machine: dict[str, Any], data: dict[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Keep what decides the bits beside the settings: the machine's facts and the digests of the data.

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from perturblab.checkpoints import to_bytes
+from perturblab.perturb.clean import EpochUpdate
 from perturblab.sites import SteppedModel
 
 
@@ -28,7 +29,10 @@ class Best:
 
 @dataclass
 class State:
-    """Everything that a checkpoint holds. ``step`` steps of ``epoch`` are done; sums are float64 on the device."""
+    """Everything that a checkpoint holds. ``step`` steps of ``epoch`` are done; sums are float64 on the device.
+
+    ``update``: the weights that the epoch began with, where its update is measured.
+    """
 
     model: SteppedModel
     optimizer: Optimizer
@@ -38,6 +42,7 @@ class State:
     sums: dict[str, Tensor] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     first_bad: Tensor | None = None
+    update: EpochUpdate | None = None
 
     def dump(self) -> bytes:
         content = {
@@ -48,6 +53,7 @@ class State:
             "sums": self.sums,
             "counts": self.counts,
             "best": self.best.weights,
+            "start": self.update and self.update.start,
         }
         return to_bytes(content)
 
@@ -57,10 +63,11 @@ class State:
         self.optimizer.load_state_dict(content["optimizer"])
         self.epoch, self.step = content["epoch"], content["step"]
         self.sums, self.counts = content["sums"], content["counts"]
-        self.best.weights = content.get("best")  # absent in states of before
+        self.best.weights = content.get("best")  # these two are absent in states of before
+        self.update = EpochUpdate(content["start"]) if content.get("start") else None
 
     def start_epoch(self, epoch: int) -> None:
-        self.epoch, self.step, self.sums, self.counts = epoch, 0, {}, {}
+        self.epoch, self.step, self.sums, self.counts, self.update = epoch, 0, {}, {}, None
 
     def add(self, parts: dict[str, tuple[Tensor, int]]) -> None:
         for name, (total, n) in parts.items():

@@ -9,13 +9,16 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TextIO
 
 PLAIN_EVERY_S = 10.0  # a log file gets at most one progress line in this time
 
 Advance = Callable[..., None]
 """``advance(done, note="")``: how many units are done, and a few words on how it stands."""
+
+Progress = Callable[[str, int, int], AbstractContextManager[Advance]]
+"""``progress`` below, or a study's own screen: (label, total, done) -> a context that yields ``advance``."""
 
 
 class UserError(Exception):

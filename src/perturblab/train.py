@@ -24,13 +24,15 @@ from torch.optim import Optimizer
 from perturblab.hardware import autocast
 from perturblab.images import Batch, Source
 from perturblab.objectives import Clock, Loss, Objective
+from perturblab.perturb.clean import EpochUpdate, estimate_statistics, gradient_norm
+from perturblab.perturb.noise import Dose, NoNoise
 from perturblab.runs import Diverged, Row, RunFolder
 from perturblab.schedules import Schedule
 from perturblab.signals import StopFlag
 from perturblab.sites import SteppedModel
 from perturblab.state import Best, State
 from perturblab.streams import seeded
-from perturblab.terminal import UserError, progress
+from perturblab.terminal import Progress, UserError, progress
 
 NEVER = 2**62  # "first step with a loss that is not finite" when there was none
 
@@ -45,6 +47,9 @@ class Recipe:
 
     ``clip_norm``: gradients longer than this (all parameters together, L2) are scaled down to it, and the mean of
     their lengths before that is the part ``grad_norm``; 0 leaves them alone.
+
+    ``watch``: measure what training does beside its noise: the part ``grad_norm`` (absent where the gradient is taken
+    at noisy weights) and ``Epoch.update_norm``.
     """
 
     epochs: int
@@ -55,14 +60,16 @@ class Recipe:
     compile: bool | str = False
     checkpoint_every_s: float = 60.0
     clip_norm: float = 0.0
+    watch: bool = False
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What the rows so far ask for; ``stop`` ends training before the next epoch."""
+    """What the rows so far ask for: ``stop`` ends training before the next epoch, ``noise`` is that of its steps."""
 
     stop: bool = False
     reason: str = ""
+    noise: Dose | None = None
 
 
 @dataclass(frozen=True)
@@ -70,13 +77,15 @@ class Epoch:
     """A finished epoch: its ``number`` from 1, sample-weighted ``means`` of the objective's parts, the accuracy
     ``accuracy_online`` (fraction; training mode, augmented, before each step's update), learning rate, ``seconds``.
 
-    In mixed batches an image's first label counts its share, and its second the rest."""
+    In mixed batches an image's first label counts its share, and its second the rest. ``update_norm``: L2 norm of how
+    far the epoch moved all parameters, beside what noise added; None unless the recipe says ``watch``."""
 
     number: int
     means: dict[str, float]
     accuracy_online: float
     lr: float
     seconds: float
+    update_norm: float | None = None
 
 
 def go_on(rows: list[Row]) -> Decision:
@@ -93,14 +102,17 @@ def fit(
     stop: StopFlag | None = None,
     decide: Callable[[list[Row]], Decision] = go_on,
     best: Best | None = None,
+    show: Progress = progress,
 ) -> Iterator[Epoch]:
     """Train ``model`` in place, from the run's latest checkpoint if there is one, and yield each finished epoch.
+
+    ``decide(rows)`` is asked before each epoch, of one that is resumed in its middle again. ``show``: what a person sees.
 
     Raises Diverged when a loss or weight is not finite (the last good checkpoint stays), Interrupted after a signal
     (the state is saved), UserError when the folder cannot be written or its checkpoints are all damaged.
     """
     stop = StopFlag() if stop is None else stop  # a flag that is not raised is false
-    return _Fit(run, model, objective, source, recipe, stop, decide, best or Best()).epochs()
+    return _Fit(run, model, objective, source, recipe, stop, decide, best or Best(), show).epochs()
 
 
 class _Fit:
@@ -116,9 +128,11 @@ class _Fit:
         stop: StopFlag,
         decide: Callable[[list[Row]], Decision],
         best: Best,
+        show: Progress,
     ) -> None:
         self.run, self.objective, self.source, self.recipe = run, objective, source, recipe
-        self.stop, self.decide = stop, decide
+        self.stop, self.decide, self.show = stop, decide, show
+        self.noise: Dose | NoNoise = NoNoise()
         self.note = "" if decide is go_on else "at most"  # beside the remaining time
         self.state = State(model, recipe.optimizer(model.parameters()), best)
         self.device = next(model.parameters()).device
@@ -131,10 +145,12 @@ class _Fit:
     def epochs(self) -> Iterator[Epoch]:
         steps = self.source.steps()
         self._resume()
-        with progress(self.run.path.name, self.recipe.epochs * steps, self._done(steps)) as advance:
+        with self.show(self.run.path.name, self.recipe.epochs * steps, self._done(steps)) as advance:
             while self.state.epoch <= self.recipe.epochs:
-                if self.state.step == 0 and self.decide(self.run.rows).stop:
+                decision = self.decide(self.run.rows)
+                if self.state.step == 0 and decision.stop:
                     return
+                self.noise = decision.noise or NoNoise()
                 began = time.monotonic()
                 self._train_epoch(steps, advance)
                 self._end_epoch()
@@ -165,6 +181,8 @@ class _Fit:
     def _train_epoch(self, steps: int, advance: Callable[..., None]) -> None:
         state = self.state
         state.model.train()
+        if self.recipe.watch and state.update is None:
+            state.update = EpochUpdate.of(state.model)
         for batch in self.source.epoch(state.epoch, first_step=state.step):
             self._train_step(batch, Clock(state.epoch, state.step, steps, self.recipe.epochs))
             state.step += 1
@@ -175,28 +193,38 @@ class _Fit:
 
     def _train_step(self, batch: Batch, clock: Clock) -> None:
         """Batch, forward, backward, update: what happens to the weights happens here and nowhere else."""
-        state = self.state
+        state, noise = self.state, self.noise
         for group in state.optimizer.param_groups:
             group["lr"] = self.recipe.lr(clock)
+        batch = noise.batch(batch, clock)
         draws = self.objective.draw(batch, clock)
         state.optimizer.zero_grad(set_to_none=True)  # before the forward pass, which then has their memory
-        with self.randomness(), autocast(self.recipe.precision, self.device):
-            loss = self.compute(batch, draws)
-        loss.total.backward()
-        clipped = self._clip()
+        with noise.weights(clock) as stays:
+            with self.randomness(), autocast(self.recipe.precision, self.device):
+                loss = self.compute(batch, draws)
+            loss.total.backward()
+        if state.update is not None:
+            state.update.inject(stays)
+        clean = self._clean_norm()
+        noise.gradients(clock)
         state.optimizer.step()
         self._watch(loss.total, clock.step)
-        state.add(
-            {**loss.parts, **clipped, "accuracy_online": (_hits(loss.logits, batch), len(batch.labels))}
-        )
+        online = {"accuracy_online": (_hits(loss.logits, batch), len(batch.labels))}
+        state.add({**loss.parts, **clean, **noise.norms, **online})
 
     def _loss(self, batch: Batch, draws: dict[str, Tensor]) -> Loss:
         return self.objective(self.state.model, batch, draws)
 
-    def _clip(self) -> dict[str, tuple[Tensor, int]]:
-        if not self.recipe.clip_norm:
+    def _clean_norm(self) -> dict[str, tuple[Tensor, int]]:
+        """The gradient's length before noise, and the gradient clipped, where the recipe asks for either."""
+        parameters = self.state.model.parameters()
+        if self.recipe.clip_norm:
+            norm = clip_grad_norm_(parameters, self.recipe.clip_norm)
+        elif self.recipe.watch and not self.noise.on_weights:
+            norm = gradient_norm(parameters)
+        else:
             return {}
-        return {"grad_norm": (clip_grad_norm_(self.state.model.parameters(), self.recipe.clip_norm), 1)}
+        return {} if self.noise.on_weights else {"grad_norm": (norm, 1)}
 
     def _dropout_stream(self) -> AbstractContextManager[Any]:
         return seeded(self.recipe.seed, "dropout", self.state.epoch, self.state.step)
@@ -219,13 +247,19 @@ class _Fit:
 
     def _diverged(self, what: str) -> None:
         kept = self.run.checkpoints()
+        less = "" if isinstance(self.noise, NoNoise) else ", or less noise"
         last = f"the last good state is {kept[-1]}" if kept else "no state was saved before it"
-        raise Diverged(f"{what}: training diverged ({last}); try a lower learning rate")
+        raise Diverged(f"{what}: training diverged ({last}); try a lower learning rate{less}")
 
     def _due(self) -> bool:
         return time.monotonic() - self.saved_at >= self.recipe.checkpoint_every_s
 
     def _end_epoch(self) -> None:
+        if (
+            self.noise.freezes_statistics
+        ):  # by clean batches; again, with the same result, where an epoch is resumed at its end
+            with autocast(self.recipe.precision, self.device):
+                estimate_statistics(self.state.model, self.source.epoch(self.state.epoch))
         self._check_finite()
         if self._due() or self.stop or self.state.epoch == self.recipe.epochs:
             self._save()
@@ -240,7 +274,9 @@ class _Fit:
     def _summary(self, seconds: float) -> Epoch:
         means = self.state.means()
         accuracy = means.pop("accuracy_online")
-        return Epoch(self.state.epoch, means, accuracy, self.state.optimizer.param_groups[0]["lr"], seconds)
+        lr, update = self.state.optimizer.param_groups[0]["lr"], self.state.update
+        moved = None if update is None else float(update.norm(self.state.model))
+        return Epoch(self.state.epoch, means, accuracy, lr, seconds, moved)
 
 
 def _hits(logits: Tensor, batch: Batch) -> Tensor:

@@ -1,4 +1,4 @@
-"""Noise on gradients, weights, images or labels, and statistics that do not contain it (adaptive-noise.md 5.6).
+"""Noise on gradients, weights, images or labels (adaptive-noise.md 5.6).
 
     noise = Noise(model, NoiseSpec("weight"), seed=0, classes=10)
     batch = noise.batch(batch, 0.05, clock)
@@ -19,15 +19,18 @@ torch on SFC64's bits 47, on ``torch.rand`` 50. ``normal_`` is Box-Muller on 24-
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from perturblab.images import Batch
 from perturblab.objectives import Clock
+from perturblab.perturb.tensors import Group, grouped, norms_of, total_norm
 from perturblab.sites import frozen_statistics
 from perturblab.streams import stream_seed
 
@@ -46,7 +49,8 @@ class NoiseSpec:
     ("relative"; all images of a batch are one tensor), or the magnitude ("absolute": the published runs). A label is
     neither: the magnitude is its probability of being drawn anew. ``layers``: parameters whose name contains any of
     these, none = all. ``persistent``: weight noise stays, instead of being there for one gradient. A field that the
-    target does not use changes nothing. ValueError for a name that is none of the choices.
+    target does not use changes nothing. ``batchnorm``, ``biases``: whether BatchNorm's scales and shifts, and biases, are
+    among the parameters (documented: all are). ValueError for a name that is none of the choices.
     """
 
     target: str
@@ -54,6 +58,8 @@ class NoiseSpec:
     scale: str = "relative"
     layers: tuple[str, ...] = ()
     persistent: bool = False
+    batchnorm: bool = True
+    biases: bool = True
 
     def __post_init__(self) -> None:
         choices = {"target": TARGETS, "distribution": DISTRIBUTIONS, "scale": SCALES}
@@ -70,12 +76,16 @@ class Noise:
     number of threads; each kind of device has its own numbers. ValueError for ``layers`` that no parameter's name
     contains, and where a magnitude is negative or not finite. Make it when the model is on its device: it holds a
     buffer of the size of the parameters there, and a second for weight noise that does not stay.
+
+    ``norms``: of an epoch's first step ``norm_before`` and ``norm_after`` noise, the L2 norms (0-dim, with a count of
+    1) of all gradients or weights that it acts on; empty in other steps, which they would slow down by a hundredth.
     """
 
     def __init__(self, model: nn.Module, spec: NoiseSpec, *, seed: int, classes: int) -> None:
         self.model, self.spec, self.seed, self.classes = model, spec, seed, classes
-        named = _named(model, spec.layers)
-        self._groups = _grouped(named) if spec.target in ("gradient", "weight") else []
+        self.norms: dict[str, tuple[Tensor, int]] = {}
+        named = _named(model, spec)
+        self._groups = grouped(named) if spec.target in ("gradient", "weight") else []
 
     def batch(self, batch: Batch, magnitude: float, clock: Clock) -> Batch:
         """``batch`` with noisy images, or with labels drawn anew (of a mixed image, the first one)."""
@@ -115,25 +125,40 @@ class Noise:
         """Add noise to ``.grad`` in place, after the backward pass. Parameters without a gradient stay without."""
         if not self._acts("gradient", magnitude):
             return
-        for group, noise in self._drawn(clock):
-            pairs = [(p.grad, n) for p, n in zip(group.parameters, noise, strict=True) if p.grad is not None]
-            if pairs:
-                _add_scaled([g for g, _ in pairs], [n for _, n in pairs], self.spec, magnitude)
+        with self._measuring(clock, lambda: [p.grad for p in self._parameters() if p.grad is not None]):
+            for group, noise in self._drawn(clock):
+                pairs = [
+                    (p.grad, n) for p, n in zip(group.parameters, noise, strict=True) if p.grad is not None
+                ]
+                if pairs:
+                    _add_scaled([g for g, _ in pairs], [n for _, n in pairs], self.spec, magnitude)
 
     @torch.no_grad()
     def _add_to_weights(self, magnitude: float, clock: Clock) -> dict[str, Tensor]:
         added: dict[str, Tensor] = {}
-        for group, noise in self._drawn(clock):
-            _add_scaled(group.parameters, noise, self.spec, magnitude)
-            added.update(zip(group.names, noise, strict=True))
+        with self._measuring(clock, self._parameters):
+            for group, noise in self._drawn(clock):
+                _add_scaled(group.parameters, noise, self.spec, magnitude)
+                added.update(zip(group.names, noise, strict=True))
         return added
+
+    def _parameters(self) -> list[Tensor]:
+        return [p for group in self._groups for p in group.parameters]
+
+    @contextmanager
+    def _measuring(self, clock: Clock, acted_on: Callable[[], list[Tensor]]) -> Iterator[None]:
+        self.norms = {}
+        before = total_norm(acted_on()) if clock.step == 0 else None
+        yield
+        if before is not None:
+            self.norms = {"norm_before": (before, 1), "norm_after": (total_norm(acted_on()), 1)}
 
     def _acts(self, target: str, magnitude: float) -> bool:
         if not 0 <= magnitude < math.inf:
             raise ValueError(f"a noise magnitude of {magnitude} is not a number from 0")
         return self.spec.target == target and magnitude > 0
 
-    def _drawn(self, clock: Clock) -> Iterator[tuple[_Group, list[Tensor]]]:
+    def _drawn(self, clock: Clock) -> Iterator[tuple[Group, list[Tensor]]]:
         """Each group with numbers of variance 1 in the shapes of its parameters."""
         generators: dict[torch.device, torch.Generator] = {}
         for group in self._groups:
@@ -147,6 +172,53 @@ class Noise:
         """``stream(seed, "noise", ...)`` on ``device``: a GPU would wait for 11 million numbers of the CPU."""
         seed = stream_seed(self.seed, "noise", self.spec.target, clock.epoch, clock.step)
         return torch.Generator(device).manual_seed(seed)
+
+
+@dataclass(frozen=True)
+class Dose:
+    """Noise of one magnitude, for the steps of an epoch: what ``fit`` asks for at its three places."""
+
+    noise: Noise
+    magnitude: float
+
+    def batch(self, batch: Batch, clock: Clock) -> Batch:
+        return self.noise.batch(batch, self.magnitude, clock)
+
+    def weights(self, clock: Clock) -> AbstractContextManager[dict[str, Tensor]]:
+        return self.noise.weights(self.magnitude, clock)
+
+    def gradients(self, clock: Clock) -> None:
+        self.noise.gradients(self.magnitude, clock)
+
+    @property
+    def norms(self) -> dict[str, tuple[Tensor, int]]:
+        return self.noise.norms
+
+    @property
+    def on_weights(self) -> bool:
+        """Whether gradients are taken at noisy weights."""
+        return self.noise.spec.target == "weight" and self.magnitude > 0
+
+    @property
+    def freezes_statistics(self) -> bool:
+        """Whether BatchNorm's running statistics stand still meanwhile."""
+        return self.on_weights and not self.noise.spec.persistent
+
+
+class NoNoise:
+    """The ``Dose`` of a step without noise."""
+
+    norms: ClassVar[dict[str, tuple[Tensor, int]]] = {}
+    on_weights = freezes_statistics = False
+
+    def batch(self, batch: Batch, clock: Clock) -> Batch:
+        return batch
+
+    def weights(self, clock: Clock) -> AbstractContextManager[dict[str, Tensor]]:
+        return nullcontext({})
+
+    def gradients(self, clock: Clock) -> None:
+        pass
 
 
 def noisy_images(images: Tensor, spec: NoiseSpec, magnitude: float, generator: torch.Generator) -> Tensor:
@@ -167,86 +239,29 @@ def noisy_labels(labels: Tensor, classes: int, magnitude: float, generator: torc
     return torch.where(flipped, drawn, labels)
 
 
-# ---- clean statistics ----------------------------------------------------------------------------------------------
+# ---- parameters by name, numbers by law -----------------------------------------------------------------------------
 
 
-@torch.no_grad()
-def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
-    """L2 norm of all gradients together, 0-dim on their device; take it before noise is added. No gradient: 0."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    return torch.linalg.vector_norm(torch.stack(_norms(gradients))) if gradients else torch.zeros(())
-
-
-@dataclass(frozen=True)
-class EpochUpdate:
-    """How far an epoch moved the weights beside what noise did: end - start - injected (decision 24).
-
-    ``start``: the weights at the start of the epoch by name, which then move along with whatever is injected. So
-    they are all that a checkpoint within the epoch has to keep.
-    """
-
-    start: dict[str, Tensor]
-
-    @classmethod
-    def of(cls, model: nn.Module) -> EpochUpdate:
-        """An epoch that starts from the model's weights, of which it keeps copies."""
-        return cls({name: p.detach().clone() for name, p in model.named_parameters()})
-
-    def inject(self, noise: dict[str, Tensor]) -> None:
-        """``noise`` by parameter name (what ``Noise.weights`` gives) was added to the weights and stays there."""
-        if noise:
-            torch._foreach_add_([self.start[name] for name in noise], list(noise.values()))
-
-    @torch.no_grad()
-    def norm(self, model: nn.Module) -> Tensor:
-        """L2 norm over all parameters of the model's clean displacement since the start, 0-dim on their device."""
-        weights = dict(model.named_parameters())
-        moved = torch._foreach_sub(list(weights.values()), [self.start[name] for name in weights])
-        return torch.linalg.vector_norm(torch.stack(_norms(list(moved))))
-
-
-# ---- all tensors at once -------------------------------------------------------------------------------------------
-
-
-class _Group:
-    """Parameters of one dtype on one device, and a flat buffer for their noise with a view for each."""
-
-    def __init__(self, named: dict[str, nn.Parameter]) -> None:
-        self.names = list(named)
-        self.parameters: list[Tensor] = list(named.values())
-        self.flat, self.noise = self._buffer()
-        self._clean: list[Tensor] | None = None
-
-    def keep_clean(self) -> list[Tensor]:
-        """Copies of the parameters, in a buffer that the next call uses again."""
-        if self._clean is None:
-            _, self._clean = self._buffer()
-        with torch.no_grad():
-            torch._foreach_copy_(self._clean, self.parameters)
-        return self._clean
-
-    def _buffer(self) -> tuple[Tensor, list[Tensor]]:
-        sizes = [p.numel() for p in self.parameters]
-        first = self.parameters[0]
-        flat = torch.empty(sum(sizes), dtype=first.dtype, device=first.device)
-        return flat, [v.view(p.shape) for v, p in zip(flat.split(sizes), self.parameters, strict=True)]
-
-
-def _named(model: nn.Module, layers: Sequence[str]) -> dict[str, nn.Parameter]:
-    """The parameters whose name contains any of ``layers``. ValueError for one that is in no name."""
+def _named(model: nn.Module, spec: NoiseSpec) -> dict[str, nn.Parameter]:
+    """The parameters that ``spec`` names. ValueError for a layer that is in no name, and where nothing is left."""
     named = dict(model.named_parameters())
     known = dict.fromkeys(name.rpartition(".")[0] for name in named)
-    for layer in layers:
+    for layer in spec.layers:
         if not any(layer in name for name in named):
             raise ValueError(f"no layer '{layer}' for noise; the layers are {', '.join(known)}")
-    return {name: p for name, p in named.items() if not layers or any(layer in name for layer in layers)}
+    norms = {name for name, module in model.named_modules() if isinstance(module, _NormBase)}
 
+    def wanted(name: str) -> bool:
+        if name.rpartition(".")[0] in norms and not spec.batchnorm:
+            return False
+        if name.endswith("bias") and not spec.biases:
+            return False
+        return not spec.layers or any(layer in name for layer in spec.layers)
 
-def _grouped(named: dict[str, nn.Parameter]) -> list[_Group]:
-    groups: dict[tuple[torch.device, torch.dtype], dict[str, nn.Parameter]] = {}
-    for name, parameter in named.items():
-        groups.setdefault((parameter.device, parameter.dtype), {})[name] = parameter
-    return [_Group(group) for group in groups.values()]
+    chosen = {name: p for name, p in named.items() if wanted(name)}
+    if not chosen:
+        raise ValueError("no parameter is left for noise, with these layers and without BatchNorm or biases")
+    return chosen
 
 
 def _fill(flat: Tensor, distribution: str, generator: torch.Generator) -> None:
@@ -267,16 +282,6 @@ def _deviations(tensors: list[Tensor], spec: NoiseSpec, magnitude: float) -> lis
     """The standard deviation of each tensor's noise, 0-dim in the dtype of ``tensors`` (one dtype and device)."""
     if spec.scale == "absolute":
         return [tensors[0].new_tensor(magnitude)] * len(tensors)
-    norms = torch.stack(_norms(tensors))
+    norms = torch.stack(norms_of(tensors))
     roots = norms.new_tensor([math.sqrt(max(t.numel(), 1)) for t in tensors])
     return list((norms / roots * magnitude).to(tensors[0].dtype).unbind())
-
-
-def _norms(tensors: list[Tensor]) -> list[Tensor]:
-    """L2 norm of each, 0-dim float64 (Apple's GPUs have none: float32).
-
-    Summed in float32 they are 3e-5 too small for ResNet18 on a CPU, and take 1.5 ms of a step of 750 instead of 7 to 11.
-    """
-    dtype = torch.float32 if tensors[0].device.type == "mps" else torch.float64
-    norms: list[Tensor] = list(torch._foreach_norm(tensors, 2, dtype=dtype))
-    return norms
