@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from perturblab.images import Batch
 from perturblab.models import MODELS
 from perturblab.objectives import Clock
-from perturblab.perturb.clean import EpochUpdate, gradient_norm
+from perturblab.perturb.clean import EpochUpdate, estimate_statistics, gradient_norm, weight_norm
 from perturblab.perturb.noise import Noise, NoiseSpec, noisy_images, noisy_labels
 from perturblab.streams import seeded, stream
 
@@ -350,6 +350,112 @@ def test_parameters_without_a_gradient_stay_without_and_shift_no_numbers(model) 
     assert all(p.grad is None for p in model.parameters())
 
 
+@pytest.mark.parametrize(
+    ("fields", "touched"),
+    [
+        ({"batchnorm": False}, {0, 1, 4, 5, 6, 7}),
+        ({"biases": False}, {0, 2, 4, 6}),
+        ({"batchnorm": False, "biases": False}, {0, 4, 6}),
+        ({"layers": ("conv", "norm"), "batchnorm": False}, {0, 1}),
+        ({"layers": ("conv", "norm"), "biases": False}, {0, 2}),
+    ],
+)
+def test_batchnorm_and_biases_are_left_out_where_that_is_asked_for(model, batch, fields, touched) -> None:
+    for target in ("weight", "gradient"):
+        backward(model, batch)
+        before = copies(model.parameters()) if target == "weight" else gradients_of(model)
+        noise = noise_of(model, target, **fields)
+        with noise.weights(0.3, CLOCK):
+            noise.gradients(0.3, CLOCK)
+            after = copies(model.parameters()) if target == "weight" else gradients_of(model)
+        changed = {i for i, (a, b) in enumerate(zip(before, after, strict=True)) if not torch.equal(a, b)}
+        assert changed == touched
+
+
+def test_batchnorm_is_told_by_its_kind_not_by_its_name() -> None:
+    model = nn.ModuleDict(
+        {
+            "a": nn.BatchNorm1d(3),
+            "b": nn.Sequential(nn.BatchNorm2d(3)),
+            "bn": nn.Linear(3, 3),
+            "c": nn.GroupNorm(1, 3),
+        }
+    )
+    staying = Noise(model, NoiseSpec("weight", persistent=True, batchnorm=False), seed=0, classes=4)
+    with staying.weights(0.1, CLOCK) as added:
+        assert set(added) == {"bn.weight", "bn.bias", "c.weight", "c.bias"}
+
+
+@pytest.mark.parametrize("fields", [
+    {"layers": ("norm",), "batchnorm": False}, {"layers": ("last.bias",), "biases": False},
+])  # fmt: skip
+def test_noise_for_which_no_parameter_is_left_is_refused(model, fields) -> None:
+    with pytest.raises(ValueError, match=r"^no parameter is left for noise, with these layers"):
+        noise_of(model, "gradient", **fields)
+
+
+# ---- how much it was -----------------------------------------------------------------------------------------------
+
+FIRST = Clock(epoch=2, step=0, steps=10, epochs=3)
+
+
+@pytest.mark.parametrize("layers", [(), ("wide", "norm.bias")])
+def test_the_norms_are_those_of_all_gradients_acted_on_before_and_after_noise(model, batch, layers) -> None:
+    noise = noise_of(model, "gradient", layers=layers)
+    assert noise.norms == {}
+    backward(model, batch)
+    model.wide.bias.grad = None
+    acted_on = [
+        p for name, p in model.named_parameters() if not layers or name[:4] == "wide" or name == "norm.bias"
+    ]
+    expected = naive(p.grad for p in acted_on if p.grad is not None)
+    noise.gradients(0.8, FIRST)
+    (before, n), (after, m) = noise.norms["norm_before"], noise.norms["norm_after"]
+    assert (n, m) == (1, 1)
+    assert before.dim() == after.dim() == 0
+    assert float(before) == pytest.approx(expected, rel=1e-12)
+    assert float(after) == pytest.approx(naive(p.grad for p in acted_on if p.grad is not None), rel=1e-12)
+    assert float(after) > 1.1 * expected
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_the_norms_are_those_of_all_weights_acted_on_before_and_after_noise(model, persistent) -> None:
+    noise = noise_of(model, "weight", persistent=persistent, biases=False)
+    acted_on = [p for name, p in model.named_parameters() if not name.endswith("bias")]
+    before = naive(acted_on)
+    with noise.weights(0.8, FIRST):
+        after = naive(acted_on)
+    assert float(noise.norms["norm_before"][0]) == pytest.approx(before, rel=1e-12)
+    assert float(noise.norms["norm_after"][0]) == pytest.approx(after, rel=1e-12)
+    assert after > 1.1 * before
+
+
+@pytest.mark.parametrize("target", ["gradient", "weight"])
+def test_norms_are_told_of_an_epochs_first_step_only(model, batch, target) -> None:
+    noise = noise_of(model, target)
+    outcome(model, batch, noise, 0.4, FIRST)
+    assert set(noise.norms) == {"norm_before", "norm_after"}
+    outcome(model, batch, noise, 0.4, CLOCK)
+    assert noise.norms == {}
+
+
+@pytest.mark.xfail(strict=True, reason="Noise.norms keeps those of the last step in which it acted")
+@pytest.mark.parametrize("target", ["gradient", "weight"])
+def test_a_step_in_which_noise_does_not_act_has_no_norms(model, batch, target) -> None:
+    """Sigma 0 after an epoch of one step: in a row they would be those of the epoch before, and absent after a resume."""
+    noise = noise_of(model, target)
+    outcome(model, batch, noise, 0.4, FIRST)
+    outcome(model, batch, noise, 0.0, Clock(3, 0, 10, 3))
+    assert noise.norms == {}
+
+
+@pytest.mark.parametrize("target", ["input", "label"])
+def test_noise_on_images_and_labels_has_no_norms(model, batch, target) -> None:
+    noise = noise_of(model, target)
+    outcome(model, batch, noise, 0.4, FIRST)
+    assert noise.norms == {}
+
+
 # ---- choices -----------------------------------------------------------------------------------------------------
 
 
@@ -567,6 +673,126 @@ def test_an_update_goes_on_from_what_a_checkpoint_kept(model) -> None:
         == float(update.norm(model))
         == pytest.approx(0.5 * math.sqrt(38_400), rel=1e-5)
     )
+
+
+def test_the_weight_norm_is_that_of_the_naive_loop(resnet, model) -> None:
+    for network in (resnet, model):
+        assert weight_norm(network).dim() == 0
+        assert float(weight_norm(network)) == pytest.approx(naive(network.parameters()), rel=1e-12)
+
+
+# ---- running statistics anew ---------------------------------------------------------------------------------------
+
+
+class Normed(nn.Module):
+    """BatchNorm on images, dropout, BatchNorm on units without scales, and one that keeps no statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.drop = nn.BatchNorm2d(3, momentum=0.3), nn.Dropout(0.5)
+        self.wide, self.second = nn.Linear(48, 20), nn.BatchNorm1d(20, affine=False, momentum=None)
+        self.free = nn.BatchNorm1d(20, track_running_stats=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden: Tensor = self.wide(self.drop(self.first(images)).flatten(1))
+        return self.free(self.second(hidden))
+
+
+@pytest.fixture
+def normed() -> Normed:
+    with seeded(0, "init"):
+        return Normed()
+
+
+def some_batches(n: int) -> Iterator[Batch]:
+    for i in range(n):
+        images = torch.randn(4 + i % 3, 3, 4, 4, generator=stream(0, "batch", i)) * (1 + i) + i
+        yield Batch(images, torch.zeros(len(images), dtype=torch.int64), torch.arange(len(images)))
+
+
+def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and unbiased variance of each channel, in float64."""
+    channels = x.detach().double().transpose(0, 1).flatten(1)
+    mean = channels.sum(1) / channels.shape[1]
+    return mean, (channels - mean[:, None]).square().sum(1) / (channels.shape[1] - 1)
+
+
+@pytest.mark.parametrize("n", [1, 7, 20, 25])
+def test_statistics_are_plain_means_over_the_first_20_batches(normed, n) -> None:
+    """Whatever they were before; each batch counts alike, deeper layers see what training would show them."""
+    normed.train()
+    for batch in some_batches(3):
+        normed(batch.images * 5)
+    estimate_statistics(normed, some_batches(n))
+    found: list[list[Tensor]] = []
+    for batch in list(some_batches(n))[:20]:
+        mean, var = moments(batch.images)
+        biased = batch.images.double().transpose(0, 1).flatten(1).var(1, correction=0)
+        shape = (1, 3, 1, 1)
+        x = (batch.images.double() - mean.view(shape)) / (biased.view(shape) + 1e-5).sqrt()
+        hidden = x.flatten(1) @ normed.wide.weight.detach().double().T + normed.wide.bias.detach().double()
+        found.append([mean, var, *moments(hidden)])
+    expected = [torch.stack(values).mean(0) for values in zip(*found, strict=True)]
+    buffers = [b for norm in (normed.first, normed.second) for b in (norm.running_mean, norm.running_var)]
+    for value, buffer in zip(expected, buffers, strict=True):
+        torch.testing.assert_close(buffer.double(), value, rtol=1e-5, atol=1e-5)
+
+
+def test_estimating_statistics_twice_changes_nothing_and_what_they_were_does_not_matter(normed) -> None:
+    once = []
+    for factor in (1, 100):
+        normed.first.running_mean.fill_(factor)
+        normed.second.running_var.fill_(factor)
+        estimate_statistics(normed, some_batches(5))
+        once.append(copies(normed.buffers()))
+    estimate_statistics(normed, some_batches(5))
+    assert equal(once[0], once[1])
+    assert equal(once[0], copies(normed.buffers()))
+
+
+@pytest.mark.parametrize("breaks", [False, True])
+def test_estimating_statistics_leaves_modes_momenta_counts_weights_and_randomness(normed, breaks) -> None:
+    normed.train()
+    normed.drop.eval()
+    normed.first.eval()  # frozen, as in fine-tuning
+    normed.first.num_batches_tracked.fill_(17)
+    normed.second.num_batches_tracked.fill_(3)
+    weights, modes, state = (
+        copies(normed.parameters()),
+        [m.training for m in normed.modules()],
+        torch.get_rng_state(),
+    )
+
+    def batches() -> Iterator[Batch]:
+        yield from some_batches(2)
+        if breaks:
+            raise MemoryError
+
+    with pytest.raises(MemoryError) if breaks else nullcontext():
+        estimate_statistics(normed, batches())
+    assert [m.training for m in normed.modules()] == modes
+    assert (normed.first.momentum, normed.second.momentum) == (0.3, None)
+    assert (int(normed.first.num_batches_tracked), int(normed.second.num_batches_tracked)) == (17, 3)
+    assert normed.first.track_running_stats
+    assert equal(copies(normed.parameters()), weights)
+    assert all(p.grad is None for p in normed.parameters())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_no_more_than_20_batches_are_asked_for_and_none_without_batchnorm(normed) -> None:
+    asked = 0
+
+    def counted() -> Iterator[Batch]:
+        nonlocal asked
+        for batch in some_batches(30):
+            asked += 1
+            yield batch
+
+    estimate_statistics(normed, counted())
+    assert asked == 20
+    estimate_statistics(nn.Sequential(nn.Flatten(), nn.Linear(48, 2), nn.GroupNorm(1, 2)), counted())
+    estimate_statistics(nn.BatchNorm2d(3, track_running_stats=False), counted())
+    assert asked == 20
 
 
 # ---- a few operations --------------------------------------------------------------------------------------------

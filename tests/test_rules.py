@@ -119,7 +119,10 @@ def test_rooms_that_need_no_torch_import_none(path) -> None:
 def test_a_study_says_what_it_is_without_its_work(path) -> None:
     for name in imports(path):
         assert name.split(".")[0] not in ("torch", "numpy", "pandas", "matplotlib")
-        if name.startswith("perturblab"):
+        if name.startswith(module_of(path)):  # a part of what it says, held to the same
+            part = PACKAGE.parent / Path(*name.split(".")).with_suffix(".py")
+            test_a_study_says_what_it_is_without_its_work(part)
+        elif name.startswith("perturblab"):
             assert LAYERS[room_of(name)] in (0, 4)
 
 

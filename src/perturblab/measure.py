@@ -48,6 +48,29 @@ def score(
     return Score(float(loss) / len(data), int(correct) / len(data), len(data))
 
 
+def score_by_class(
+    model: SteppedModel, data: ImageSet, tap: Tap | None = None, precision: str = "fp32", size: int = BATCH
+) -> tuple[Score, tuple[float | None, ...]]:
+    """``score``, and the accuracy (fraction) on the images of each class of ``data``, None for one without images.
+
+    One pass, and one read from the device. Counts are exact up to 2**24 images.
+    """
+    classes = torch.arange(len(data.classes), device=data.images.device)
+    loss = torch.zeros((), device=data.images.device)
+    correct, present = torch.zeros_like(classes), torch.zeros_like(classes)
+    with evaluating(model), autocast(precision, data.images.device):
+        for images, labels in batches(data, size):
+            logits = model(images, tap)
+            loss += cross_entropy(logits.float(), labels, reduction="sum")
+            of_class = labels[:, None] == classes
+            present += of_class.sum(0)
+            correct += (of_class & (logits.argmax(1) == labels)[:, None]).sum(0)
+    total, *counts = torch.cat((loss[None], correct.float(), present.float())).tolist()
+    hits, of = counts[: len(classes)], counts[len(classes) :]
+    by_class = tuple(hit / n if n else None for hit, n in zip(hits, of, strict=True))
+    return Score(total / len(data), sum(hits) / len(data), len(data)), by_class
+
+
 def predictions(
     model: SteppedModel, data: ImageSet, tap: Tap | None = None, precision: str = "fp32", size: int = BATCH
 ) -> Tensor:

@@ -135,9 +135,10 @@ class RunFolder:
             write_atomic(self.path / "rows.jsonl", lines.encode())
 
     def log_time(self, epoch: int, seconds: float) -> None:
-        ended = datetime.now(UTC).isoformat(timespec="seconds")
+        ended = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
+        row = {"epoch": epoch, "seconds": round(seconds, 3), "ended": ended}
         with writing_to(self.path / "timings.jsonl"), open(self.path / "timings.jsonl", "a") as file:
-            file.write(json.dumps({"epoch": epoch, "seconds": round(seconds, 3), "ended": ended}) + "\n")
+            file.write(json.dumps(row) + "\n")
 
     def timings(self) -> dict[int, Row]:
         """``seconds`` and ``ended`` (UTC) of each epoch, of one that was done twice the last."""
@@ -190,9 +191,8 @@ class RunFolder:
         self._sync_rows()
         self._close_rows()
         content = {"schema_version": SCHEMA_VERSION, "run_id": self.id, **results}
-        write_checked(
-            self.path / "results.json", (json.dumps(content, allow_nan=False, indent=1) + "\n").encode()
-        )
+        text = json.dumps(content, allow_nan=False, indent=1) + "\n"
+        write_checked(self.path / "results.json", text.encode())
         (self.path / "failure.json").unlink(missing_ok=True)
         self.clear_checkpoints()
 
@@ -297,6 +297,3 @@ def _row(line: bytes) -> Row:
 def _remove_checked(path: Path) -> None:
     path.unlink(missing_ok=True)
     digest_path(path).unlink(missing_ok=True)
-
-
-__all__ = ["Diverged", "Row", "RunFolder", "Status", "perform", "publish", "read_rows", "run_folder"]

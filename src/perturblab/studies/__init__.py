@@ -5,5 +5,6 @@ STUDIES: dict[str, str] = {
     "layerwise-mi": "perturblab.studies.layerwise_mi",
     "first-layer-mi": "perturblab.studies.first_layer_mi",
     "correction": "perturblab.studies.correction",
+    "adaptive-noise": "perturblab.studies.adaptive_noise",
 }
 """name on the command line -> module; imported only when named"""

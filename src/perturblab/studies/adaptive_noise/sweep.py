@@ -1,0 +1,149 @@
+"""The grid of adaptive-noise with its baselines, its log and its paired table: a thin face of ``perturblab.sweep``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+from perturblab.cpus import cores
+from perturblab.files import write_json
+from perturblab.launch import Cell, Outcome
+from perturblab.launch.script import write_script
+from perturblab.runs import RunFolder, run_folder
+from perturblab.studies.adaptive_noise import Sweep, Train
+from perturblab.sweep import Plan, explain_failures, run_plan
+from perturblab.terminal import UserError, duration, say
+
+PRELOAD = ("perturblab.studies.adaptive_noise.run", "torch._dynamo", "sklearn.datasets")
+SHOWN = {"test_acc": "test acc (%)", "final_val_acc": "val acc (%)"}
+
+
+def sweep(s: Sweep) -> None:
+    """Run what is missing of the grid and compare every arm with its baseline, or write the script that does."""
+    plan = plan_of(s)
+    if s.mode == "generate":
+        write_script(plan.cells, s.output_script, s.prefix)
+        say(f"{s.output_script}: {len(plan.cells)} runs; start it, or: "
+            f"cat {s.output_script} | grep '^{s.prefix.split()[0]}' | parallel -j 4")  # fmt: skip
+        return
+    jobs = 1 if s.mode == "sequential" else s.jobs or max(len(cards(s)), cores() if not cards(s) else 1)
+    began = datetime.now()
+    outcomes = run_plan(plan, jobs)
+    show(plan, outcomes)
+    log = write_log(s, plan, outcomes, began)
+    say(f"\nlog: {log}")
+    compare(s, plan)
+    explain_failures(plan, outcomes)
+
+
+def plan_of(s: Sweep) -> Plan:
+    """Every cell, checked before any of them runs. UserError for settings that contradict each other."""
+    from perturblab.studies.adaptive_noise.control import controller_of  # torch, so only here
+
+    cells = [Cell(one.name, one) for one in with_cards(s)]
+    for cell in cells:
+        controller_of(train_of(cell))
+    return Plan(cells, folder, exports, PRELOAD)
+
+
+def train_of(cell: Cell) -> Train:
+    assert isinstance(cell.settings, Train)
+    return cell.settings
+
+
+def folder(cell: Cell) -> RunFolder:
+    settings = train_of(cell)
+    if settings.precision == "auto":  # decided by the machine
+        from perturblab.experiment import resolved
+
+        settings = resolved(settings)
+    return run_folder(settings, settings.name, settings.runs_dir)
+
+
+def exports(cell: Cell) -> Iterable[Path]:
+    """The files of a finished run: those of its metrics (the checkpoint's name may be another run's by now)."""
+    s = train_of(cell)
+    return [s.metrics_dir / "all_metrics.json"]
+
+
+def cards(s: Sweep) -> list[int]:
+    """The CUDA cards over which runs are spread. UserError where some were asked for and there is none."""
+    if s.device not in ("auto", "cuda"):
+        return []
+    import torch
+
+    there = torch.cuda.device_count()
+    if there == 0:
+        if "gpu" in s.model_fields_set:
+            raise UserError(f"--gpu {s.gpu}: there is no CUDA card here; leave it out, or add --device cpu")
+        return []
+    asked = [int(word) for word in s.gpu.split(",")] if "gpu" in s.model_fields_set else list(range(there))
+    if max(asked) >= there:
+        raise UserError(f"--gpu {s.gpu}: there are {there} CUDA cards, numbered from 0")
+    return asked
+
+
+def with_cards(s: Sweep) -> Iterator[Train]:
+    """The cells; where there are CUDA cards, each on the next of them."""
+    found = cards(s)
+    turn = cycle(found)
+    for one in s.grid():
+        yield one.model_copy(update={"device": f"cuda:{next(turn)}"}) if found else one
+
+
+def show(plan: Plan, outcomes: Sequence[Outcome]) -> None:
+    """The table of what happened."""
+    width = max(len(cell.name) for cell in plan.cells)
+    say(f"{'run':<{width}} {'status':<11} {'time':>8} " + " ".join(f"{name:>13}" for name in SHOWN.values()))
+    for outcome in outcomes:
+        final = final_of(plan, outcome)
+        numbers = " ".join(f"{100 * final[key]:13.2f}" if key in final else f"{'-':>13}" for key in SHOWN)
+        time = duration(outcome.seconds) if outcome.seconds else "-"
+        say(f"{outcome.cell.name:<{width}} {status(plan, outcome):<11} {time:>8} {numbers}")
+
+
+def status(plan: Plan, outcome: Outcome) -> str:
+    """How the run ended; of a failed one whether it diverged."""
+    run = plan.folder(outcome.cell)
+    if outcome.status == "failed" and (run.path / "failure.json").exists():
+        return run.failure("kind")
+    return outcome.status
+
+
+def final_of(plan: Plan, outcome: Outcome) -> dict[str, Any]:
+    if outcome.status not in ("done", "skipped"):
+        return {}
+    found: dict[str, Any] = plan.folder(outcome.cell).results()["final_metrics"]
+    return found
+
+
+def write_log(s: Sweep, plan: Plan, outcomes: Sequence[Outcome], began: datetime) -> Path:
+    """``experiments_{time}/experiments_log.json``, as the document's script leaves it: every run, its settings, its end."""
+    path = Path(s.checkpoint_dir) / f"experiments_{began:%Y%m%d_%H%M%S}" / "experiments_log.json"
+    number = 1
+    while path.exists():  # two sweeps in one second
+        number += 1
+        path = path.parent.with_name(f"experiments_{began:%Y%m%d_%H%M%S}_{number}") / path.name
+    runs = [
+        {
+            "name": outcome.cell.name, "run_id": plan.folder(outcome.cell).id, "status": status(plan, outcome),
+            "seconds": round(outcome.seconds, 1), "reason": outcome.reason, "command": outcome.cell.line(s.prefix),
+            "settings": train_of(outcome.cell).identity(), "final_metrics": final_of(plan, outcome) or None,
+        }
+        for outcome in outcomes
+    ]  # fmt: skip
+    write_json(path, {"started": began.isoformat(timespec="seconds"), "runs": json.loads(json.dumps(runs))})
+    return path
+
+
+def compare(s: Sweep, plan: Plan) -> None:
+    """Pictures, paired tables and verdict over the finished runs of this grid."""
+    from perturblab.studies.adaptive_noise.figures import compare_runs
+
+    ids = {plan.folder(cell).id for cell in plan.cells if plan.folder(cell).done}
+    if ids:
+        compare_runs(Path(s.checkpoint_dir), Path(s.plots_dir), ids)
