@@ -328,14 +328,6 @@ def test_the_first_timeline_is_that_of_the_run_whose_noise_came_most_often(drawn
     assert bursts(drawn / "noise_timeline.png") == max(each) > min(each)
 
 
-def test_runs_of_one_name_have_timelines_of_their_own(tmp_path: Path) -> None:
-    runs = [settings(**{**SHORT, "max_cooldown_epochs": longest}) for longest in (2, 3)]
-    for s in runs:
-        put(tmp_path, s)
-    names = {path.name for path in draw(tmp_path, tmp_path / "plots", dpi=20)}
-    assert {f"noise_timeline_{s.name}_{s.id}.png" for s in runs} <= names
-
-
 # ---- against the baseline -------------------------------------------------------------------------------------------
 
 
@@ -389,7 +381,8 @@ def test_the_tables_tell_the_paired_difference_and_that_three_seeds_are_too_few(
     row = next(row for row in differences.rows if row[2] == "test accuracy")
     assert row[:2] == (SETTING, "adaptive gaussian")
     assert row[3] == f"{np.mean(d):+.2f}"
-    assert row[5:] == ("3", "0.25") or row[5] == "3"
+    as_far = [abs(np.dot(signs, d)) >= abs(sum(d)) - 1e-12 for signs in product((1, -1), repeat=3)]
+    assert row[5:] == ("3", f"{np.mean(as_far):.2g}")
     assert any("6 seeds are the fewest" in note for note in differences.notes)
     columns = dict(
         zip(
@@ -455,15 +448,13 @@ def test_noise_that_never_came_is_not_compared(tmp_path: Path) -> None:
 def test_runs_of_one_arm_with_other_settings_are_kept_apart(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for window in (2, 3):
-        put(tmp_path, settings(**{**SHORT, "flag_window_size": window}))
-    runs = read_runs(tmp_path)
-    assert [group.label for group in groups(runs)] == [
-        f"adaptive gaussian (flag_window_size={n})" for n in (3, 2)
-    ] or [group.label for group in groups(runs)] == [
-        f"adaptive gaussian (flag_window_size={n})" for n in (2, 3)
-    ]
-    draw(tmp_path, tmp_path / "plots", dpi=20)
+    runs = [settings(**{**SHORT, "flag_window_size": window}) for window in (2, 3)]
+    for s in runs:
+        put(tmp_path, s)
+    labels = {group.label for group in groups(read_runs(tmp_path))}
+    assert labels == {f"adaptive gaussian (flag_window_size={n})" for n in (2, 3)}
+    names = {path.name for path in draw(tmp_path, tmp_path / "plots", dpi=20)}
+    assert {f"noise_timeline_{s.name}_{s.id}.png" for s in runs} <= names  # their names are equal
     assert "the runs differ in flag_window_size" in capsys.readouterr().err
 
 
