@@ -500,7 +500,7 @@ def test_without_a_terminal_there_are_the_plain_lines_of_every_other_study(
     with show("run", 4, 0) as advance:
         advance(1, "at most")
         advance(4)
-    assert capsys.readouterr().err == "run: 1/4, 0:00 left at most\nrun: 4/4, 0:00 left\n"
+    assert capsys.readouterr().err == "run: 1/4, 0:00 left\nrun: 4/4, 0:00 left\n"
 
 
 @pytest.mark.parametrize(

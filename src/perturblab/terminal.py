@@ -5,6 +5,7 @@ On a terminal progress is a live bar; in a log file it is a plain line now and t
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import time
@@ -34,12 +35,14 @@ def warn(line: str) -> None:
 
 
 def _write(line: str, stream: TextIO | None) -> None:
-    """Print a line; a reader that has gone (``| head``, a dead ssh) or a closed stream must not end the work."""
+    """Print a line; a reader that has gone (``| head``, a dead ssh, a closed window) must not end the work."""
     if stream is None:
         return
     try:
         print(line, file=stream, flush=True)
-    except BrokenPipeError:
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.EIO):
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
@@ -72,7 +75,9 @@ def _live(label: str, total: int, done: int) -> Iterator[Advance]:
         TimeRemainingColumn(compact=True),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    # A file that takes standard output must get what is said meanwhile, and not this terminal.
+    to_screen = sys.stdout is not None and sys.stdout.isatty()
+    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=to_screen) as bar:
         task = bar.add_task(label, total=total, completed=done, note="")
         yield lambda n, note="": bar.update(task, completed=n, note=note)
 

@@ -65,7 +65,7 @@ def dashboard(s: Train, run: RunFolder, control: ControllerSettings) -> Progress
         console = Console(stderr=True)
         if sys.stderr is None or not sys.stderr.isatty() or not _draws(console):
             with progress(label, total, done) as advance:
-                yield advance
+                yield lambda n, note="": advance(n)  # these runs never end early, of which notes tell
             return
         watch = Watch(s, run, control, total, done)
         # A file or pipe that takes standard output must get what is said, and not this terminal.
@@ -101,7 +101,7 @@ class Watch:
         self.body: Body | None = None
 
     def advance(self, done: int, note: str = "") -> None:
-        """The note is not shown: ``fit`` speaks there of runs that may end early, which these do not."""
+        """The note is not shown, as above."""
         self.done = done
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
