@@ -110,6 +110,7 @@ def test_every_flag_is_understood_with_underscores_and_with_dashes(command) -> N
             "gpu": "0",
             "save_predictions": "p.npz",
             "experiment": "lr_search",
+            "save_as": "mine.pth",
         }.get(field, {int: "3", float: "0.5", bool: "true", str: "words"}.get(info.annotation))
         if value is None:
             continue

@@ -23,6 +23,7 @@ from perturblab.terminal import UserError
 from perturblab.yamlfile import read_settings
 
 USAGE_ERROR = 2
+LONGEST = 60  # letters of choices that a line of help has room for; more stand in the text beside them
 
 
 def normalise(token: str) -> str:
@@ -154,7 +155,8 @@ def metavar(info: FieldInfo) -> str:
     inner = get_args(info.annotation)[0] if is_list(info) else info.annotation
     words = choices_of(info.annotation)
     if words:
-        return "|".join(words) + (" ..." if is_list(info) else "")
+        shown = "|".join(words)
+        return (shown if len(shown) <= LONGEST else "NAME") + (" ..." if is_list(info) else "")
     if inner is bool:
         return "[True|False]"
     return {int: "N", float: "X"}.get(inner, "TEXT") + (" ..." if is_list(info) else "")  # type: ignore[arg-type]

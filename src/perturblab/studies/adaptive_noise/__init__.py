@@ -5,8 +5,8 @@ validation loss stands still or rises while the training loss falls (noise on we
 stuck, and a cooldown follows (document 004). A baseline of the same seed always belongs to a sweep.
 
     perturblab adaptive-noise train --classifier BabyCNN
-    perturblab adaptive-noise sweep --classifiers BabyCNN TinyCNN --seeds 0 1 2
-    perturblab adaptive-noise test -c checkpoints/BabyCNN_best_epoch9_valacc0.55.pth
+    perturblab adaptive-noise sweep -c BabyCNN TinyCNN --seeds 0 1 2
+    perturblab adaptive-noise test -c checkpoints/FILE.pth -m BabyCNN
     perturblab adaptive-noise visualize
 
 The document's report found accuracy equal or worse with noise, and a smaller gap between train and validation under SGD.
@@ -43,7 +43,8 @@ class Train(Common):
 
     classifier: Classifier = flag(
         "resnet18",
-        "resnet18, SimpleCNN, TinyCNN, BabyCNN (also as simple_cnn, tiny_cnn, baby_cnn), or another network.",
+        "resnet18, SimpleCNN, TinyCNN, BabyCNN (also as simple_cnn, tiny_cnn, baby_cnn), or vgg9, vgg11, vgg13, vgg16, vgg19, "
+        "resnet20, resnet32, resnet44, resnet56, cnn2, mlp.",
         "--classifier",
         "-c",
     )
@@ -169,7 +170,7 @@ class Sweep(Common):
         "sequential", "Run one after another, several at a time, or write a shell script.", where=True
     )
     classifiers: tuple[Classifier, ...] = flag(
-        ("BabyCNN", "TinyCNN", "resnet18", "SimpleCNN"), "Networks.", "--classifiers", "-c"
+        ("BabyCNN", "TinyCNN", "resnet18", "SimpleCNN"), "Networks, as in train.", "--classifiers", "-c"
     )
     optimizers: tuple[OptimizerName, ...] = flag(("SGD",), "Optimisers.", "--optimizers", "-o")
     momenta: tuple[float, ...] = flag((0.0,), "SGD's momenta; Adam has none.", "--momenta", "-m")
@@ -247,7 +248,9 @@ class Evaluate(Loading):
     checkpoint: str = flag(
         "checkpoints/resnet18_best.pth", "The checkpoint file.", "--checkpoint", "-c", where=True
     )
-    classifier: Classifier = flag("resnet18", "The network that the weights belong to.", "--classifier", "-m")
+    classifier: Classifier = flag(
+        "resnet18", "The network that the weights belong to, as in train.", "--classifier", "-m"
+    )
     data_dir: str = flag("./data/cifar10", "Where data sets are kept.", "--data-dir", "-d", where=True)
     dataset: str = flag("cifar10", "The data set whose test images are used, as in train.")
     normalize: Literal["documented", "data"] = flag("documented", "Normalisation constants, as in train.")

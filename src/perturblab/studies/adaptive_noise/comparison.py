@@ -91,7 +91,7 @@ def _draw_row(row: Sequence[Axes], setting: str, own: Sequence[Comparison]) -> N
     for axes in row[1:]:
         axes.axvline(0, color="black", linewidth=1, zorder=1)
         axes.set_ylim(len(own) - 0.4, -0.6)
-        axes.tick_params(axis="y", length=0)
+        axes.tick_params(axis="y", length=0, pad=8)
         axes.grid(visible=False, axis="y")
 
 

@@ -33,7 +33,7 @@ from perturblab.perturb.detectors import Row
 from perturblab.runs import RunFolder
 from perturblab.studies.adaptive_noise import Train
 from perturblab.studies.adaptive_noise.control import epochs_of
-from perturblab.studies.adaptive_noise.readings import (
+from perturblab.studies.adaptive_noise.panels import (
     events,
     events_table,
     flags_table,

@@ -233,7 +233,9 @@ def _extremes(runs: Sequence[Run]) -> tuple[str, ...]:
             )
             told.append(f"{network} {best} and {worst}")
     return (
-        tuple(textwrap.wrap(f"after the last epoch in most runs: {'; '.join(told)}", NOTE_WRAP))
+        tuple(
+            textwrap.wrap(f"best and worst after the last epoch, in most runs: {'; '.join(told)}", NOTE_WRAP)
+        )
         if told
         else ()
     )

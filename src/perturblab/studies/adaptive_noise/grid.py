@@ -113,8 +113,11 @@ def _legend(lines: Sequence[Line], dots: bool) -> dict[str, Artist]:
 
 
 def _draw(axes: Axes, part: Part) -> None:
-    for one in part.panel.lines:
-        (_draw_dots if part.dots else draw_line)(axes, one)
+    for i, one in enumerate(part.panel.lines):
+        if part.dots:
+            _draw_dots(axes, one)
+        else:  # the first one stays visible below an equal one
+            draw_line(axes, one, 2.4 if i == 0 and len(part.panel.lines) > 1 else 1.4)
     for i, strip in enumerate(reversed(part.strips)):
         draw_strip(axes, strip, i)
     if part.log:
@@ -144,7 +147,7 @@ def _heading(panel: Panel) -> str:
     return "\n".join(textwrap.fill(line, WRAP) for line in panel.heading.split(": "))
 
 
-def draw_line(axes: Axes, one: Line) -> None:
+def draw_line(axes: Axes, one: Line, width: float = 1.5) -> None:
     """Each seed thin, their mean thick, the band around it. Where a seed is missing the mean has a gap."""
     if len(one.seeds) > 1:
         for y in one.y:
@@ -153,7 +156,7 @@ def draw_line(axes: Axes, one: Line) -> None:
         mean, sd = one.mean, one.sd
         axes.fill_between(one.x, mean - sd, mean + sd, color=one.colour, alpha=0.13, linewidth=0, zorder=1)
     axes.plot(
-        one.x, one.mean, color=one.colour, linestyle=one.dash, linewidth=1.5, zorder=3, markersize=4, markeredgewidth=0,
+        one.x, one.mean, color=one.colour, linestyle=one.dash, linewidth=width, zorder=3, markersize=4, markeredgewidth=0,
         marker=one.marker or ("o" if one.x.size <= FEW_POINTS else ""), markevery=max(1, one.x.size // 12),
     )  # fmt: skip
 

@@ -19,7 +19,7 @@ from perturblab.sweep import Plan, explain_failures, run_plan
 from perturblab.terminal import UserError, duration, say
 
 PRELOAD = ("perturblab.studies.adaptive_noise.run", "torch._dynamo", "sklearn.datasets")
-SHOWN = {"test_acc": "test acc (%)", "final_val_acc": "val acc (%)"}
+SHOWN = {"test_acc": "test acc (%)", "best_accuracy": "val acc (%)"}
 
 
 def sweep(s: Sweep) -> None:
