@@ -394,7 +394,7 @@ def test_the_tables_tell_the_paired_difference_and_that_three_seeds_are_too_few(
     counts = [
         sum(e["noise_target"] == "weight" for e in found_in(three, "adaptive", n)["epochs"]) for n in range(3)
     ]
-    assert columns["Weight noise"] == f"{np.mean(counts):.0f} ± {np.std(counts):.0f}"
+    assert columns["Weight noise"] == f"{np.mean(counts):.1f} ± {np.std(counts):.1f}"
     tests = [100 * found_in(three, "adaptive", n)["final_metrics"]["test_acc"] for n in range(3)]
     assert columns["Test (%)"] == f"{np.mean(tests):.2f} ± {np.std(tests):.2f}"
     assert columns["n"] == "3"

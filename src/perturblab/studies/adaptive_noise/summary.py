@@ -71,7 +71,9 @@ def _mean_and_std(values: Iterable[float], digits: int = 2) -> str:
 
 
 def _count(epochs: Sequence[int]) -> str:
-    return _mean_and_std(epochs, digits=0) if any(epochs) else "0"
+    if len(set(epochs)) == 1:
+        return str(epochs[0])
+    return _mean_and_std(epochs, digits=1)
 
 
 def _differences(found: Sequence[Comparison]) -> Table:
