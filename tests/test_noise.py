@@ -439,7 +439,6 @@ def test_norms_are_told_of_an_epochs_first_step_only(model, batch, target) -> No
     assert noise.norms == {}
 
 
-@pytest.mark.xfail(strict=True, reason="Noise.norms keeps those of the last step in which it acted")
 @pytest.mark.parametrize("target", ["gradient", "weight"])
 def test_a_step_in_which_noise_does_not_act_has_no_norms(model, batch, target) -> None:
     """Sigma 0 after an epoch of one step: in a row they would be those of the epoch before, and absent after a resume."""

@@ -769,6 +769,27 @@ def test_a_run_may_be_stopped_by_what_decides_after_a_noisy_epoch(tmp_path: Path
     assert same_weights(kept["model"], model.state_dict())
 
 
+def test_a_stop_that_is_asked_for_in_the_middle_of_an_epoch_lets_it_end_first(tmp_path: Path) -> None:
+    """Say, on other advice than before the kill."""
+    with pytest.raises(Interrupted):
+        train(tmp_path, stop_after=STEPS + 1)
+    model, run = fresh_model(), tiny_folder(tmp_path)
+    recipe = Recipe(5, partial(torch.optim.SGD, lr=0.1), constant(0.1))
+    with run.claimed(), one_thread():
+        seen = []
+        for epoch in fit(
+            run,
+            model,
+            CrossEntropy(),
+            plain_source(),
+            recipe,
+            decide=lambda rows: Decision(stop=True),
+            show=unseen,
+        ):
+            seen.append((epoch.number, model.get_buffer("conv.1.num_batches_tracked").item()))
+    assert seen == [(2, 2 * STEPS)]
+
+
 # ---- what a person sees --------------------------------------------------------------------------------------------
 
 

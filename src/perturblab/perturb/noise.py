@@ -156,7 +156,11 @@ class Noise:
     def _acts(self, target: str, magnitude: float) -> bool:
         if not 0 <= magnitude < math.inf:
             raise ValueError(f"a noise magnitude of {magnitude} is not a number from 0")
-        return self.spec.target == target and magnitude > 0
+        if self.spec.target != target:
+            return False
+        if magnitude == 0:
+            self.norms = {}
+        return magnitude > 0
 
     def _drawn(self, clock: Clock) -> Iterator[tuple[Group, list[Tensor]]]:
         """Each group with numbers of variance 1 in the shapes of its parameters."""
