@@ -6,13 +6,14 @@ from importlib import import_module
 
 import pytest
 
-from perturblab import quickstart
+from perturblab import gridcommands, quickstart
 from perturblab.cli import main
 from perturblab.settings import Command, Settings
 from perturblab.studies import STUDIES
 
 COMMANDS: dict[str, Command] = {
     "quickstart": quickstart.COMMAND,
+    **gridcommands.COMMANDS,
     **{
         f"{study} {word}": c
         for study, room in STUDIES.items()

@@ -14,7 +14,7 @@ from typing import Any, get_args, get_origin
 import click
 from pydantic.fields import FieldInfo
 
-from perturblab import __version__, quickstart
+from perturblab import __version__, gridcommands, quickstart
 from perturblab.settings import Command, choices_of, documented_flag, flags_of, is_argument, nearest
 from perturblab.signals import INTERRUPTED, Interrupted
 from perturblab.studies import STUDIES
@@ -225,11 +225,14 @@ def perturblab() -> None:
     """What does a perturbation do to a small image classifier?
 
     Each study is a command with sub-commands; `perturblab STUDY COMMAND --help` shows its flags. `perturblab
-    quickstart` trains three small networks per mode on bundled digits in under a minute.
+    quickstart` trains three small networks per mode on bundled digits in under a minute. `perturblab plan STUDY`
+    shows a study's whole grid of runs, `perturblab run STUDY` does what is missing of it.
     """
 
 
 perturblab.add_command(click_command("quickstart", quickstart.COMMAND))
+for _word, _command in gridcommands.COMMANDS.items():
+    perturblab.add_command(click_command(_word, _command))
 
 
 def main(words: list[str] | None = None) -> None:

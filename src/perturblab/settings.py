@@ -12,6 +12,7 @@ import json
 import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, ClassVar, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
@@ -80,11 +81,7 @@ class Settings(BaseModel):
     def identity(self) -> dict[str, Any]:
         """What makes this run different from others: canonical fields that differ from their defaults."""
         run = self.canonical()
-        return {
-            name: value
-            for name, value in run.model_dump(mode="json", include=run.not_default()).items()
-            if not is_where(type(run).model_fields[name])
-        }
+        return run.model_dump(mode="json", include=run.not_default() - _wheres(type(run)))
 
     @property
     def id(self) -> str:
@@ -100,11 +97,11 @@ class Settings(BaseModel):
 
     @classmethod
     def default_of(cls, name: str) -> Any:
-        info = cls.model_fields[name]
-        return object() if info.is_required() else info.get_default(call_default_factory=True)
+        return _defaults(cls)[name]
 
     def not_default(self) -> set[str]:
-        return {name for name in type(self).model_fields if getattr(self, name) != self.default_of(name)}
+        values = self.__dict__
+        return {name for name, default in _defaults(type(self)).items() if values[name] != default}
 
     def arguments(self, omit: Iterable[str] = ()) -> list[str]:
         """The command line, without the program, that gives these settings again: only what is not default.
@@ -121,6 +118,20 @@ class Settings(BaseModel):
             is_flag_like = isinstance(value, str) and value.startswith("-")
             words += [f"{spelt}={value}"] if is_flag_like else [spelt, *as_words(value)]
         return words
+
+
+@cache  # a grid asks for the id of thousands of runs
+def _defaults(cls: type[Settings]) -> dict[str, Any]:
+    """Of a required field something that no value equals."""
+    return {
+        name: object() if info.is_required() else info.get_default(call_default_factory=True)
+        for name, info in cls.model_fields.items()
+    }
+
+
+@cache
+def _wheres(cls: type[Settings]) -> frozenset[str]:
+    return frozenset(name for name, info in cls.model_fields.items() if is_where(info))
 
 
 def as_words(value: Any) -> list[str]:

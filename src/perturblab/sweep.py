@@ -74,8 +74,10 @@ def _merge(plan: Plan, outcomes: list[Outcome]) -> list[Outcome]:
     return [by_name.get(cell.name, Outcome(cell, "skipped", reason="done before")) for cell in plan.cells]
 
 
-def explain_failures(plan: Plan, outcomes: Sequence[Outcome]) -> None:
-    """Say which runs failed and why, and raise SomeFailed if any did."""
+def explain_failures(
+    plan: Plan, outcomes: Sequence[Outcome], then: str = "the same command runs only what is missing"
+) -> None:
+    """Say which runs failed and why, and raise SomeFailed if any did. ``then``: what to do about it."""
     failed = [outcome for outcome in outcomes if outcome.status in ("failed", "not started")]
     reasons: dict[str, list[str]] = {}
     for outcome in failed:
@@ -85,5 +87,5 @@ def explain_failures(plan: Plan, outcomes: Sequence[Outcome]) -> None:
     for reason, names in reasons.items():
         say(f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''} {reason}")
     if failed:
-        say(f"{len(failed)} of {len(outcomes)} runs failed; the same command runs only what is missing")
+        say(f"{len(failed)} of {len(outcomes)} runs failed; {then}")
         raise SomeFailed

@@ -37,19 +37,14 @@ from perturblab.settings import Settings, as_words, flag
 from perturblab.terminal import UserError, say, warn
 
 PREFIX = "python -m perturblab"
+WORD = r"[^\s-]\S*"  # what can stand between spaces, and is no flag
+FEW = 4  # parameters that a person can still read in a line
 STARTS_WITH = {"sge": "qsub", "slurm": "sbatch", "shell": "bash"}
 
 
-class JobFlags(Settings):
-    """The flags of a command that writes array jobs."""
+class Resources(Settings):
+    """What a run asks of a scheduler, and how the scripts are written."""
 
-    scheduler: Literal["sge", "slurm", "shell"] = flag(
-        "sge",
-        "Who will run the scripts; they are the same, what is printed or submitted differs.",
-        where=True,
-    )
-    generate_only: bool = flag(False, "Submit nothing, which is also the default.", where=True)
-    submit: bool = flag(False, "Submit the scripts with qsub or sbatch.", where=True)
     mem: str = flag("16G", "Memory per run, with its unit: K, M, G or T.", where=True)
     time: str = flag("24:00:00", "Time limit per run as hours:minutes:seconds.", where=True)
     gpu: int = flag(1, "1 asks for a GPU per run, 0 for none.", where=True, ge=0, le=1)
@@ -83,6 +78,18 @@ class JobFlags(Settings):
             raise ValueError("it must be one line of text")
         return value
 
+
+class JobFlags(Resources):
+    """The flags of a command that writes array jobs."""
+
+    scheduler: Literal["sge", "slurm", "shell"] = flag(
+        "sge",
+        "Who will run the scripts; they are the same, what is printed or submitted differs.",
+        where=True,
+    )
+    generate_only: bool = flag(False, "Submit nothing, which is also the default.", where=True)
+    submit: bool = flag(False, "Submit the scripts with qsub or sbatch.", where=True)
+
     @model_validator(mode="after")
     def _submitted_or_not(self) -> Self:
         if self.submit and self.generate_only:
@@ -93,30 +100,45 @@ class JobFlags(Settings):
 
 
 def write_array(
-    cells: Sequence[Cell], jobs: JobFlags, name: str, parameters: Sequence[str], job_name: str = ""
+    cells: Sequence[Cell],
+    jobs: Resources,
+    name: str,
+    parameters: Sequence[str] | None = None,
+    job_name: str = "",
 ) -> Path:
     """Write ``jobs_{name}.txt`` and the executable ``job_manager_{name}.sh`` that runs its lines; returns the script.
 
     A line holds the values of the fields ``parameters``, in that order; all other settings stand in the script, so
-    the cells must agree in them (ValueError). ``job_name`` is what the scheduler shows (default: ``name``). Paths are
+    the cells must agree in them (ValueError). Without ``parameters`` they are the fields in which the cells differ,
+    if these are few and each value is a word; else a line holds all arguments of a run. ``job_name`` is what the scheduler shows (default: ``name``). Paths are
     relative to the current folder, from which the script is to be submitted. ``logs/`` is made there: a job whose
     log Slurm cannot open fails without a word. UserError when something cannot be read or written.
     """
-    _check(cells, parameters, job_name or name)
+    _check(cells, parameters or (), job_name or name, parameters is not None)
+    if parameters is None:
+        parameters = differing(cells)
     folder = Path(jobs.output_dir)
     lines, script = folder / f"jobs_{name}.txt", folder / f"job_manager_{name}.sh"
     settings = cells[0].settings
+    run = (
+        jobscript.run(jobs.prefix, settings, parameters, lines)
+        if parameters
+        else jobscript.run_whole(jobs.prefix, lines)
+    )
     text = "\n".join([
         "#!/bin/bash",
         *jobscript.about(f"{settings.study} {settings.command}", len(cells), script, lines),
         *jobscript.headers(job_name or name, len(cells), jobs.mem, jobs.time, jobs.gpu),
         "",
         jobscript.environment(jobs.environment),
-        jobscript.run(jobs.prefix, settings, parameters, lines) + jobscript.BODY,
+        run + jobscript.BODY,
     ])  # fmt: skip
     with writing_to(jobscript.LOGS):
         jobscript.LOGS.mkdir(exist_ok=True)
-    write_atomic(lines, "".join(f"{_line(cell, parameters)}\n" for cell in cells).encode())
+    each = [
+        _line(cell, parameters) if parameters else shlex.join(cell.settings.arguments()) for cell in cells
+    ]
+    write_atomic(lines, "".join(f"{line}\n" for line in each).encode())
     write_atomic(script, text.encode())
     os.chmod(script, 0o755)
     return script
@@ -155,11 +177,22 @@ def _warn_of_another_python() -> None:
         )
 
 
-def _check(cells: Sequence[Cell], parameters: Sequence[str], job_name: str) -> None:
+def differing(cells: Sequence[Cell]) -> tuple[str, ...]:
+    """The fields whose values make a line of parameters; none where the cells differ in too much for one."""
+    values = [cell.settings.model_dump(mode="json") for cell in cells]
+    names = tuple(n for n in values[0] if any(one[n] != values[0][n] for one in values)) or ("seed",)
+    if len(names) > FEW or not {*names} <= {*values[0]}:
+        return ()
+    spelt = [" ".join(as_words(one[n])) for one in values for n in names if one[n] is not None]
+    whole = len(spelt) == len(names) * len(values) and all(re.fullmatch(WORD, word) for word in spelt)
+    return names if whole else ()
+
+
+def _check(cells: Sequence[Cell], parameters: Sequence[str], job_name: str, given: bool) -> None:
     """ValueError for what a script cannot express."""
     if not cells:
         raise ValueError("an array needs one or more runs")
-    if len({tuple(cell.settings.arguments(omit=parameters)) for cell in cells}) > 1:
+    if given and len({tuple(cell.settings.arguments(omit=parameters)) for cell in cells}) > 1:
         raise ValueError(f"the runs differ in more than {', '.join(parameters)}")
     if not re.fullmatch(r"[A-Za-z][\w.-]*", job_name):  # what Grid Engine allows, a little less
         raise ValueError(f"'{job_name}' cannot be the name of a job")
@@ -170,6 +203,6 @@ def _line(cell: Cell, parameters: Sequence[str]) -> str:
     values = cell.settings.model_dump(mode="json", include=set(parameters))
     words = [" ".join(as_words(values[name])) for name in parameters]
     for word in words:
-        if not re.fullmatch(r"[^\s-]\S*", word):
+        if not re.fullmatch(WORD, word):
             raise ValueError(f"'{word}' cannot stand in a line of parameters")
     return " ".join(words)

@@ -86,7 +86,20 @@ parameters=({" ".join(parameters)})
 run() {{
   exec {prefix} {command}
 }}
-"""
+{START}"""
+
+
+def run_whole(prefix: str, lines: Path) -> str:
+    """The same where a line holds all arguments of a run, quoted for a shell."""
+    return f"""\
+set -euo pipefail
+jobs={shlex.quote(str(lines))}
+
+run() {{
+  eval "set -- $1"
+  exec {prefix} "$@"
+}}
+{START_WHOLE}"""
 
 
 ENVIRONMENT = """\
@@ -96,7 +109,7 @@ ENVIRONMENT = """\
 #   export LD_LIBRARY_PATH="$HOME/cuda/lib64:${LD_LIBRARY_PATH:-}"
 """
 
-BODY = r"""
+START = r"""
 start() { # start N: become the run of line N
   read -r -a words <<< "$(awk -v n="$1" 'NF && ++line == n' < "$jobs")"
   if [ "${#words[@]}" -ne "${#parameters[@]}" ]; then
@@ -105,7 +118,20 @@ start() { # start N: become the run of line N
   fi
   run "${words[@]}"
 }
+"""
 
+START_WHOLE = r"""
+start() { # start N: become the run of line N
+  line=$(awk -v n="$1" 'NF && ++line == n' < "$jobs")
+  if [ -z "$line" ]; then
+    echo "error: $jobs has no line $1" >&2
+    exit 2
+  fi
+  run "$line"
+}
+"""
+
+BODY = r"""
 # Slurm starts again by itself only what it had to kill, not a run that has saved and ended in the time given to it.
 start_in_slurm() {
   start "$1" &

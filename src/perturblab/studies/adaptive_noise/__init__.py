@@ -23,8 +23,10 @@ from typing import Any, ClassVar, Literal
 from pydantic import field_validator
 
 from perturblab.flags import Loading, each_once
+from perturblab.grids import Grid
 from perturblab.settings import Command, Settings, flag
 from perturblab.studies.adaptive_noise.training import (
+    PUBLISHED,
     Classifier,
     Common,
     Distribution,
@@ -116,6 +118,12 @@ class Train(Common):
     def baseline(self) -> Train:
         """The same run without noise (decision 26)."""
         return self.model_copy(update={"noise_type": "none", "disable_adaptive_flags": True}).canonical()
+
+    def with_baseline(self) -> tuple[Train, Train]:
+        """Both as cells of a grid, with learning rate and momentum, which no documented name holds, in the suffix."""
+        tag = f"lr{self.lr:g}" + (f"_m{self.momentum:g}" if self.optimizer == "SGD" else "")
+        one = self.model_copy(update={"suffix": f"{tag}_{self.suffix}" if self.suffix else tag})
+        return one.baseline(), one.canonical()
 
 
 class Sweep(Common):
@@ -209,13 +217,7 @@ class Sweep(Common):
         for classifier, (optimizer, momentum), lr, seed in product(
             self.classifiers, self._optimizers_with_momenta(), self.lrs, self.seeds
         ):
-            varied = {
-                "classifier": classifier,
-                "optimizer": optimizer,
-                "momentum": momentum,
-                "lr": lr,
-                "seed": seed,
-            }
+            varied = {"classifier": classifier, "optimizer": optimizer, "momentum": momentum, "lr": lr, "seed": seed}  # fmt: skip
             for one in self._arms(varied):
                 if one.id not in seen:
                     seen.add(one.id)
@@ -227,16 +229,10 @@ class Sweep(Common):
 
     def _arms(self, varied: dict[str, Any]) -> Iterator[Train]:
         shared = {name: getattr(self, name) for name in Common.model_fields}
-        tag = f"lr{varied['lr']:g}" + (f"_m{varied['momentum']:g}" if varied["optimizer"] == "SGD" else "")
-        shared["suffix"] = f"{tag}_{self.suffix}" if self.suffix else tag
         for arm, distribution in product(self.arms, self.distributions):
-            static = {
-                "noise_type": "none" if arm == "adaptive" else arm,
-                "disable_adaptive_flags": arm != "adaptive",
-            }
+            static = {"noise_type": "none" if arm == "adaptive" else arm, "disable_adaptive_flags": arm != "adaptive"}  # fmt: skip
             one = Train.parse({**shared, **varied, **static, "noise_distribution": distribution})
-            yield one.baseline()
-            yield one.canonical()
+            yield from one.with_baseline()
 
 
 class Evaluate(Loading):
@@ -285,6 +281,17 @@ class Visualize(Settings):
     seeds: tuple[int, ...] = flag((), "Only these seeds (all by default).", "--seeds")
 
 
+GRID = Grid(
+    Train,
+    {"classifier": Sweep.default_of("classifiers"), "seed": (0,), "noise_distribution": Sweep.default_of("distributions")},
+    "perturblab.studies.adaptive_noise.sweep:plan_of_runs",
+    fixed={**{name: Sweep.default_of(name) for name in Common.model_fields}, "momentum": 0.0, "lr": 1e-3},
+    presets={"preset": {"published": PUBLISHED}},
+    named=("suffix", "optimizer", "momentum", "lr", "noise_type", "disable_adaptive_flags"),
+    along=Train.with_baseline,
+    prepare="perturblab.studies.adaptive_noise.sweep:check",
+    then="perturblab adaptive-noise visualize",
+)  # fmt: skip
 COMMANDS: dict[str, Command] = {
     "train": Command(Train, "perturblab.studies.adaptive_noise.run:train"),
     "sweep": Command(Sweep, "perturblab.studies.adaptive_noise.sweep:sweep"),

@@ -15,6 +15,7 @@ from perturblab.files import digest, read_json, write_checked
 from perturblab.perturb.controller import ControllerSettings
 from perturblab.probes.sharpness import mean_sharpness
 from perturblab.runs import SCHEMA_VERSION, Row, RunFolder, publish
+from perturblab.settings import is_where
 from perturblab.sites import SteppedModel
 from perturblab.studies.adaptive_noise import Train
 from perturblab.studies.adaptive_noise.control import epochs_of, timeline
@@ -105,14 +106,9 @@ def results(s: Train, rows: list[Row], control: ControllerSettings) -> dict[str,
 
 
 def config(s: Train) -> dict[str, Any]:
-    """Every setting that decides the run; folders and machines are no part of it."""
-    return {k: v for k, v in s.model_dump(mode="json").items() if k == "suffix" or k not in _elsewhere(s)}
-
-
-def _elsewhere(s: Train) -> set[str]:
-    from perturblab.settings import is_where
-
-    return {name for name, info in type(s).model_fields.items() if is_where(info)}
+    """Every setting that decides the run, and its suffix; folders and machines are no part of it."""
+    elsewhere = {name for name, info in Train.model_fields.items() if is_where(info)} - {"suffix"}
+    return s.model_dump(mode="json", exclude=elsewhere)
 
 
 def final_metrics(rows: list[Row]) -> dict[str, Any]:

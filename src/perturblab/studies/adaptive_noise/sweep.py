@@ -42,12 +42,21 @@ def sweep(s: Sweep) -> None:
 
 def plan_of(s: Sweep) -> Plan:
     """Every cell, checked before any of them runs. UserError for settings that contradict each other."""
+    runs = list(with_cards(s))
+    check(runs)
+    return plan_of_runs(runs)
+
+
+def plan_of_runs(runs: Iterable[Train]) -> Plan:
+    return Plan([Cell(one.name, one) for one in runs], folder, exports, PRELOAD)
+
+
+def check(runs: Iterable[Train]) -> None:
+    """UserError for a run whose settings contradict each other."""
     from perturblab.studies.adaptive_noise.control import controller_of  # torch, so only here
 
-    cells = [Cell(one.name, one) for one in with_cards(s)]
-    for cell in cells:
-        controller_of(train_of(cell))
-    return Plan(cells, folder, exports, PRELOAD)
+    for one in runs:
+        controller_of(one)
 
 
 def train_of(cell: Cell) -> Train:

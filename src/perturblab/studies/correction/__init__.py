@@ -25,52 +25,16 @@ from typing import Literal
 from pydantic import field_validator
 
 from perturblab.flags import Loading, Machine, each_once, listed
+from perturblab.grids import Grid
 from perturblab.settings import Command, Settings, flag
+from perturblab.studies.correction.making import DATASET, BuildData, Convert
 
 LossType = Literal["balanced", "imbalanced"]
-DATASET = "MNIST or another set with digits 0 and 8: mnist, digits, folder:PATH, parquet:PREFIX or npz:PATH."
 
 
 def equal_lambda(batch_size: int, corrected: int) -> float:
     """The lambda at which Balanced is Imbalanced up to a factor: k / (B - k) (correction.md 4.1)."""
     return corrected / (batch_size - corrected)
-
-
-class BuildData(Loading):
-    """Make 08MNIST: digits 0 and 8, plain and with a dot on every 8."""
-
-    study = "correction"
-    command = "build-data"
-
-    dataset: str = flag("mnist", DATASET)
-    out: str = flag(".", "The folder in which 08MNIST/ is made.", where=True)
-    shape: Literal["square", "disc", "cross", "frame"] = flag("square", "What the dot looks like.")
-    size: int = flag(2, "Pixels a side of the dot.", ge=1)
-    position: str = flag(
-        "bottom-right",
-        "Where the dot stands: top-left, top-right, bottom-left, bottom-right, center, random, or ROW,COLUMN of its corner.",
-    )
-    margin: int = flag(1, "Pixels between the dot and the border.", ge=0)
-    value: float = flag(1.0, "Brightness of the dot, above 0 and up to 1.", gt=0, le=1)
-    fraction: float = flag(1.0, "Share of the 8s that bear the dot.", gt=0, le=1)
-    strength: float = flag(
-        1.0, "How well the dot tells an 8: at 1 no 0 bears it, at 0 as many 0s as 8s.", ge=0, le=1
-    )
-    seed: int = flag(0, "Random seed of the places and of who bears the dot, where these vary.", ge=0)
-
-
-class Convert(Settings):
-    """Turn a file with a pickled TensorDataset, as the original notebooks wrote it, into one of tensors only."""
-
-    study = "correction"
-    command = "convert"
-
-    file: str = flag(..., "The .pth file with the TensorDataset.", argument=True, where=True)
-    out: str = flag(
-        "",
-        "The file to write; by default FILE itself, whose old content is kept as FILE.legacy.",
-        where=True,
-    )
 
 
 class Inputs(Machine):
@@ -285,6 +249,22 @@ class Visualize(Settings):
     plots_dir: str = flag("./plots", "Where the figures and the page are written.", where=True)
 
 
+GRID = Grid(
+    Train,
+    {
+        "learning_rate": (0.01, 0.001), "loss_type": ("balanced", "imbalanced"), "lambda_weight": (1.0, 2.0),
+        "user_corrected_pool_size": (100, 500),
+    },
+    "perturblab.studies.correction.planned:plan_of_runs",
+    fixed={"early_stopping_patience": 15, "tensorboard_log_dir": "runs/full_grid_search"},
+    named=("seed",),
+    apart="tensorboard_log_dir",
+    epochs="max_epochs",
+    prepare="perturblab.studies.correction.planned:prepare",
+    lacks="perturblab.studies.correction.planned:lacks",
+    then="perturblab correction run --experiment full_grid_search",
+)  # fmt: skip
+"""The document's full_grid_search."""
 COMMANDS: dict[str, Command] = {
     "run": Command(
         Run, "perturblab.studies.correction.grid:run", "perturblab.studies.correction.config:settings_of"

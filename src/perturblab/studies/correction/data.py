@@ -23,8 +23,8 @@ from perturblab.datasets import load
 from perturblab.files import check_writable, write_atomic, write_json
 from perturblab.images import ImageSet
 from perturblab.streams import stream
-from perturblab.studies.correction import BuildData, Convert
 from perturblab.studies.correction.layout import BUILD, DIGITS, about, about_file, set_files, used_files
+from perturblab.studies.correction.making import BuildData, Convert
 from perturblab.terminal import UserError, say, warn
 
 SIDE = 28

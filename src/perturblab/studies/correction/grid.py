@@ -11,9 +11,9 @@ from perturblab.files import check_writable, keep_aside, write_atomic, writing_t
 from perturblab.launch import Cell, Outcome
 from perturblab.report.tables import Cell as Value
 from perturblab.report.tables import csv_text, show
-from perturblab.runs import RunFolder, run_folder
 from perturblab.studies.correction import Run, Train, equal_lambda
 from perturblab.studies.correction.layout import check_whole, data_sha256, file_sha256
+from perturblab.studies.correction.planned import digests_of, folder, planned
 from perturblab.studies.correction.provide import provide
 from perturblab.studies.correction.records import (
     COLUMNS,
@@ -28,9 +28,6 @@ from perturblab.studies.correction.verdicts import verdict
 from perturblab.sweep import Plan, explain_failures, run_plan
 from perturblab.terminal import UserError, say
 
-# What every run imports: torch brings in its compiler with the first optimiser, Pillow its formats with the first picture.
-FORMATS = tuple(f"PIL.{name}ImagePlugin" for name in ("Bmp", "Gif", "Jpeg", "Ppm", "Png"))
-PRELOAD = ("perturblab.studies.correction.cell", "torch._dynamo", *FORMATS)
 SCHEMA_VERSION = 1
 
 
@@ -43,7 +40,7 @@ def run(settings: Run) -> None:
     check_whole(settings.data, settings.base_model)
     s, sources = completed(settings, data_sha256(settings.data))
     cells = list(cells_of(s))
-    plan = Plan([cell for cell, _ in cells], folder, exports, PRELOAD)
+    plan = planned([cell for cell, _ in cells])
     extra = sum(control for _, control in cells)
     told = f" ({extra} of them controls, for the page only)" if extra else ""
     say(
@@ -83,7 +80,7 @@ def check_possible(s: Run) -> None:
 
 def cells_of(s: Run) -> Iterator[tuple[Cell, bool]]:
     """The grid, and after it the controls (True)."""
-    digests = {"data_sha256": data_sha256(s.data), "base_sha256": file_sha256(Path(s.base_model))[:16]}
+    digests = digests_of(s.data, s.base_model)
     for one, control in [*((t, False) for t in s.grid()), *((t, True) for t in controls(s))]:
         yield Cell(one.name, one.model_copy(update=digests)), control
 
@@ -107,23 +104,6 @@ def controls(s: Run) -> Iterator[Train]:
         ).grid()
 
 
-def folder(cell: Cell) -> RunFolder:
-    s = cell.settings
-    assert isinstance(s, Train)
-    if s.precision == "auto":  # decided by the machine; only then is torch needed to name the folder
-        from perturblab.experiment import resolved
-
-        s = resolved(s)
-    return run_folder(s.canonical(), s.canonical().name, s.runs_dir)
-
-
-def exports(cell: Cell) -> list[Path]:
-    from perturblab.studies.correction.tensorboard import exported
-
-    assert isinstance(cell.settings, Train)
-    return exported(cell.settings, folder(cell))
-
-
 # ---- running them ----------------------------------------------------------------------------------------------------
 
 
@@ -135,7 +115,7 @@ def carry_out(s: Run, plan: Plan) -> list[Outcome]:
     outcomes: list[Outcome] = []
     for cell in plan.cells:  # one after another: which are skipped must not depend on which was faster
         if cell.name not in skipped(s, plan.cells):
-            outcomes += run_plan(without_diverged(Plan([cell], plan.folder, plan.exports, PRELOAD)), 1)
+            outcomes += run_plan(without_diverged(planned([cell])), 1)
     return outcomes
 
 
@@ -150,12 +130,7 @@ def refuse_what_no_run_can_do(outcomes: Sequence[Outcome]) -> None:
 
 
 def without_diverged(plan: Plan) -> Plan:
-    return Plan(
-        [cell for cell in plan.cells if not diverged(cell)],
-        plan.folder,
-        plan.exports,
-        plan.preload,
-    )
+    return planned([cell for cell in plan.cells if not diverged(cell)])
 
 
 def diverged(cell: Cell) -> bool:

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from perturblab.files import read_json
-from perturblab.studies.correction import BuildData, Run, TrainBase
+from perturblab.studies.correction import Run, TrainBase
 from perturblab.studies.correction.layout import about, data_sha256, owner_by_sidecar, set_files, sidecar
+from perturblab.studies.correction.making import BuildData
 from perturblab.terminal import UserError, say, warn
 
 LEARNT = 0.9  # accuracy on dotted digits

@@ -22,6 +22,7 @@ from typing import ClassVar, Literal
 from pydantic import field_validator
 
 from perturblab.flags import Fitting, Predictions, Suffixed, each_once, is_upright
+from perturblab.grids import Grid
 from perturblab.launch.arrays import JobFlags
 from perturblab.settings import Command, Settings, flag, is_where
 
@@ -150,6 +151,13 @@ class Visualize(Settings):
     mi_units: Literal["nats", "bits"] = flag("nats", "Unit of information in plots and tables.")
 
 
+GRID = Grid(
+    Train,
+    {"arch": ARCHITECTURES, "seed": (0, 1, 2)},
+    "perturblab.studies.first_layer_mi.jobs:plan_of_runs",
+    verify="perturblab.studies.first_layer_mi.verification:verify",
+    then="perturblab first-layer-mi visualize",
+)
 COMMANDS: dict[str, Command] = {
     "train": Command(Train, "perturblab.studies.first_layer_mi.run:train"),
     "jobs": Command(Jobs, "perturblab.studies.first_layer_mi.jobs:jobs"),

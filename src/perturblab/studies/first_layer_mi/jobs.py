@@ -1,14 +1,21 @@
-"""Array job scripts for the grid: a thin face of ``perturblab.launch.arrays``."""
+"""The grid of first-layer-mi, and array job scripts for it: a thin face of ``perturblab.launch.arrays``."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from itertools import groupby
+from pathlib import Path
 
 from perturblab.flags import data_name
 from perturblab.launch import Cell
 from perturblab.launch.arrays import hand_over, write_array
-from perturblab.studies.first_layer_mi import Jobs
+from perturblab.runs import RunFolder, run_folder
+from perturblab.studies.first_layer_mi import Jobs, Train
+from perturblab.sweep import Plan
+
+# What every run imports; torch brings in its compiler with the first optimiser, whether it compiles or not.
+PRELOAD = ("perturblab.studies.first_layer_mi.run", "torch._dynamo", "sklearn.datasets")
 
 
 def jobs(s: Jobs) -> None:
@@ -24,3 +31,22 @@ def jobs(s: Jobs) -> None:
         for arch, runs in groupby(s.grid(), lambda run: run.arch)
     ]
     hand_over(scripts, s)
+
+
+def plan_of_runs(runs: Iterable[Train]) -> Plan:
+    return Plan([Cell(t.name, t) for t in runs], folder, exports, PRELOAD)
+
+
+def folder(cell: Cell) -> RunFolder:
+    settings = cell.settings
+    assert isinstance(settings, Train)
+    if settings.precision == "auto":  # decided by the machine; only then is torch needed to name the folder
+        from perturblab.experiment import resolved
+
+        settings = resolved(settings)
+    return run_folder(settings, settings.name, settings.runs_dir)
+
+
+def exports(cell: Cell) -> Iterable[Path]:
+    assert isinstance(cell.settings, Train)
+    return cell.settings.exports.values()

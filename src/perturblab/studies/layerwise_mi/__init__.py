@@ -21,6 +21,7 @@ from typing import Any, Literal
 from pydantic import field_validator
 
 from perturblab.flags import Loading, Machine, Predictions, Sgd, Suffixed
+from perturblab.grids import Grid
 from perturblab.settings import Command, Settings, flag
 
 Model = Literal["vgg9", "vgg11", "vgg13", "vgg16", "vgg19", "all"]
@@ -198,6 +199,14 @@ class Visualize(Settings):
     seeds: tuple[int, ...] = flag((), "Only these seeds (all by default).")
 
 
+GRID = Grid(
+    Train,
+    {"model": ALL},
+    "perturblab.studies.layerwise_mi.each:plan_of_runs",
+    named=("seed",),
+    apart="checkpoint_dir",
+    then="perturblab layerwise-mi evaluate",
+)
 COMMANDS: dict[str, Command] = {
     "train": Command(Train, "perturblab.studies.layerwise_mi.run:train"),
     "evaluate": Command(Evaluate, "perturblab.studies.layerwise_mi.evaluate:evaluate"),

@@ -1,16 +1,18 @@
-"""``--model all``: the same command for each documented model, one after another, a failing one stopping no other."""
+"""``--model all``: the same command for each documented model, one after another, a failing one stopping no other; the grid."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import TypeVar
 
 from perturblab.launch import Cell
 from perturblab.launch.local import run_cells
+from perturblab.runs import RunFolder, run_folder
 from perturblab.signals import stop_on_signals
-from perturblab.studies.layerwise_mi import ALL, Evaluate, Train
-from perturblab.sweep import SomeFailed
-from perturblab.terminal import duration, say
+from perturblab.studies.layerwise_mi import ALL, Evaluate, Train, seeded_name
+from perturblab.sweep import Plan, SomeFailed
+from perturblab.terminal import UserError, duration, say
 
 S = TypeVar("S", Train, Evaluate)
 # What every run imports; torch brings in its compiler with the first optimiser, whether it compiles or not.
@@ -36,3 +38,30 @@ def each_model(s: S, ending: Callable[[S], str]) -> None:
     if any(outcome.status != "done" for outcome in outcomes):
         say("the same command goes on with what is missing")
         raise SomeFailed
+
+
+def plan_of_runs(runs: Iterable[Train]) -> Plan:
+    """UserError for ``model: all``, which is several runs."""
+    runs = list(runs)
+    if any(t.model == "all" for t in runs):
+        raise UserError(
+            f"--model all is not one run; the grid has the axis model, by default {', '.join(ALL)}"
+        )
+    return Plan([Cell(seeded_name(t.model, t.seed), t) for t in runs], folder, exports, PRELOAD)
+
+
+def folder(cell: Cell) -> RunFolder:
+    """As ``train`` names it, without torch unless the machine decides about the precision."""
+    settings = cell.settings
+    assert isinstance(settings, Train)
+    if settings.precision == "auto":
+        from perturblab.experiment import resolved
+
+        settings = resolved(settings)
+    s = settings.canonical()
+    return run_folder(s, seeded_name(s.model, s.seed), s.runs_dir)
+
+
+def exports(cell: Cell) -> Iterable[Path]:
+    assert isinstance(cell.settings, Train)
+    return cell.settings.exports.values()

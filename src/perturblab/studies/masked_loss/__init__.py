@@ -22,6 +22,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import field_validator
 
 from perturblab.flags import Loading, Sgd, Suffixed, each_once
+from perturblab.grids import Grid
 from perturblab.settings import Command, Settings, flag
 
 Arch = Literal["vgg11", "vgg13", "vgg16", "vgg19"]
@@ -177,6 +178,12 @@ class Visualize(Settings):
     seeds: tuple[int, ...] = flag((), "Only these seeds (all by default).")
 
 
+GRID = Grid(
+    Train,
+    {"arch": ARCHITECTURES, "mode": ("baseline", "masked"), "seed": (0, 1, 2)},
+    "perturblab.studies.masked_loss.sweep:plan_of_runs",
+    then="perturblab masked-loss visualize",
+)
 COMMANDS: dict[str, Command] = {
     "train": Command(Train, "perturblab.studies.masked_loss.run:train"),
     "evaluate": Command(Evaluate, "perturblab.studies.masked_loss.evaluate:evaluate"),

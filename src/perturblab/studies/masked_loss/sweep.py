@@ -34,7 +34,11 @@ def sweep(s: Sweep) -> None:
 
 
 def plan_of(s: Sweep) -> Plan:
-    return Plan([Cell(t.name, t) for t in with_devices(s)], folder, exports, PRELOAD)
+    return plan_of_runs(with_devices(s))
+
+
+def plan_of_runs(runs: Iterable[Train]) -> Plan:
+    return Plan([Cell(t.name, t) for t in runs], folder, exports, PRELOAD)
 
 
 def folder(cell: Cell) -> RunFolder:

@@ -1,0 +1,84 @@
+"""What every command of a grid does first: its runs, their folders, how far each is. Imports no torch."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from perturblab.cpus import cores
+from perturblab.gridcommands import OfAGrid, words_of
+from perturblab.grids import Grid, function_of
+from perturblab.grids.asked import read
+from perturblab.grids.cells import Runs, plan_of, runs_of
+from perturblab.grids.estimate import Estimate
+from perturblab.grids.states import Seen, count, look
+from perturblab.studies import STUDIES
+from perturblab.sweep import Plan
+from perturblab.terminal import duration, say
+
+T = TypeVar("T")
+SHOWN = 40  # rows of a table, unless all are asked for
+
+
+@dataclass(frozen=True)
+class Found:
+    """A grid with its plan and the state of each of its runs."""
+
+    runs: Runs
+    plan: Plan
+    seen: list[Seen]
+
+    @property
+    def grid(self) -> Grid:
+        return self.runs.grid
+
+
+def find(s: OfAGrid) -> Found:
+    runs = runs_asked(s)
+    plan = plan_of(runs)
+    return Found(runs, plan, look(plan))
+
+
+def runs_asked(s: OfAGrid) -> Runs:
+    """The runs that the words mean; a line where some of them are the same. UserError for a slip in the words."""
+    runs = runs_of(read(s.grid, s.given, STUDIES), s.runs_dir)
+    if runs.equal:
+        say(f"{runs.equal} more would be equal to one of these {len(runs.settings)} runs, and are left out")
+    return runs
+
+
+def heading(found: Found) -> None:
+    """The study, its axes, and where the runs are."""
+    axes = " x ".join(f"{len(values)} {name}" for name, values in found.runs.axes.items())
+    where = found.seen[0].run.path.parent
+    say(f"{found.runs.study}: {len(found.seen)} runs{f' ({axes})' if axes else ''} in {where}")
+    lacking = function_of(found.grid.lacks)(found.runs.settings) if found.grid.lacks else ""
+    if lacking:
+        say(lacking)
+
+
+def rows(every: Sequence[T], all: bool) -> Iterator[T]:
+    """Those that a table shows, and after them a line that says how many it leaves out."""
+    yield from every if all else every[:SHOWN]
+    if not all and len(every) > SHOWN:
+        say(f"... and {len(every) - SHOWN} more (--all shows them)")
+
+
+def counts(seen: Sequence[Seen]) -> str:
+    """``"2 done, 22 missing"``."""
+    return ", ".join(f"{n} {state}" for state, n in count(seen).items() if n) or "no runs"
+
+
+def time_left(s: OfAGrid, found: Estimate) -> str:
+    """``"about 3:40:00 with 2 at a time, from what 2 runs took"``."""
+    jobs = s.jobs or cores()
+    if found.seconds is None:
+        return "unknown: run one cell first"
+    told = f"{found.n} run{'s' if found.n > 1 else ''} took"
+    return f"about {duration(found.wall(jobs))} with {jobs} at a time, from what {told} per epoch"
+
+
+def line(s: OfAGrid, command: str) -> str:
+    return shlex.join(words_of(s, command))

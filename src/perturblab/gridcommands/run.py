@@ -1,0 +1,131 @@
+"""``perturblab run`` and ``perturblab retry``: do what is missing of a grid, or only what failed."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import cycle
+
+from perturblab.cpus import cores
+from perturblab.gridcommands import RetryGrid, RunGrid
+from perturblab.gridcommands.read import SHOWN, Found, counts, line, rows, runs_asked
+from perturblab.grids import function_of
+from perturblab.grids.cells import plan_of
+from perturblab.grids.states import Seen, State, look, only
+from perturblab.launch import Cell, Outcome
+from perturblab.launch.arrays import JobFlags, Resources, hand_over, write_array
+from perturblab.launch.script import write_script
+from perturblab.sweep import Plan, SomeFailed, explain_failures, run_plan
+from perturblab.terminal import UserError, duration, say
+
+
+def run(s: RunGrid) -> None:
+    """Missing and interrupted runs."""
+    carry_out(s, ("missing", "interrupted"))
+
+
+def retry(s: RetryGrid) -> None:
+    """Failed runs."""
+    carry_out(s, ("failed",))
+
+
+def carry_out(s: RunGrid, states: Sequence[State]) -> None:
+    """Start the runs in these states, or write what does. SomeFailed if runs failed, now or before."""
+    if s.submit and s.launcher not in ("sge", "slurm"):
+        raise UserError("--submit needs --launcher sge or slurm")
+    runs = runs_asked(s)
+    if runs.grid.prepare:
+        function_of(runs.grid.prepare)(runs.settings)
+    plan = plan_of(runs)
+    found = Found(runs, plan, look(plan))
+    todo = only(found.seen, *states)
+    say(f"{runs.study}: {len(found.seen)} runs: {counts(found.seen)}")
+    if not todo:
+        say("nothing to run again: no run failed" if "failed" in states else "nothing is missing")
+        leave(s, found, states)
+        return
+    if s.launcher != "local":
+        write(s, runs.study, [one.cell for one in todo])
+        leave(s, found, states, ends=False)
+        return
+    here(s, found, todo)
+    leave(s, found, states)
+
+
+def here(s: RunGrid, found: Found, todo: Sequence[Seen]) -> None:
+    """Run them on this machine, and say how each ended."""
+    cells, cards = [one.cell for one in todo], cuda_cards([one.cell for one in todo])
+    jobs = s.jobs or cards or cores()
+    plan = replace(found.plan, cells=over_cards(cells, cards) if jobs > 1 < cards else cells)
+    say(f"{len(todo)} to run, {min(jobs, len(todo))} at a time")
+    outcomes = run_plan(plan, jobs)
+    show(plan, outcomes, s.all)
+    explain_failures(plan, outcomes, f"run them again with: {line(s, 'retry')}")
+
+
+def show(plan: Plan, outcomes: Sequence[Outcome], every: bool) -> None:
+    """The table of what happened, failed runs first where there are more than it shows."""
+    if len(outcomes) > SHOWN:
+        outcomes = sorted(outcomes, key=lambda one: one.status not in ("failed", "not started"))
+    width = max(len(one.cell.name) for one in outcomes)
+    say(f"{'run':<{width}}  {'status':<11} {'time':>9}")
+    for one in rows(outcomes, every):
+        time = duration(one.seconds) if one.seconds else "-"
+        say(f"{one.cell.name:<{width}}  {one.status:<11} {time:>9}")
+
+
+def leave(s: RunGrid, found: Found, states: Sequence[State], ends: bool = True) -> None:
+    """Say what these states do not cover. SomeFailed where failed runs are left after work here."""
+    if only(found.seen, "running"):
+        say(f"{len(only(found.seen, 'running'))} are being run by another process")
+    left = [] if "failed" in states else only(found.seen, "failed")
+    if left:
+        say(f"{len(left)} failed before and are left alone; again: {line(s, 'retry')}")
+        if ends:
+            raise SomeFailed
+    elif ends and found.grid.then and all(one.run.done for one in found.seen):
+        say(f"next: {found.grid.then}")
+
+
+# ---- other launchers -------------------------------------------------------------------------------------------------
+
+
+def write(s: RunGrid, study: str, cells: Sequence[Cell]) -> None:
+    """The script, or the array of jobs, that runs these cells."""
+    if s.launcher == "script":
+        write_script(cells, s.output, s.prefix)
+        say(f"{s.output}: {len(cells)} runs; start it, or: "
+            f"cat {shlex.quote(s.output)} | grep '^{s.prefix.split()[0]}' | parallel -j 4")  # fmt: skip
+        return
+    flags = {name: getattr(s, name) for name in Resources.model_fields}
+    jobs = JobFlags.parse({**flags, "scheduler": s.launcher, "submit": s.submit})
+    hand_over([write_array(cells, jobs, study)], jobs)
+
+
+# ---- CUDA cards -----------------------------------------------------------------------------------------------------
+
+
+def cuda_cards(cells: Sequence[Cell]) -> int:
+    """How many there are for these runs; none where every run names its device."""
+    if not any(is_open(cell) for cell in cells) or shutil.which("nvidia-smi") is None:
+        return 0  # without the 2 s of importing torch
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def over_cards(cells: Sequence[Cell], cards: int) -> list[Cell]:
+    """Each run that names no card on the next of them."""
+    turn = cycle(range(cards))
+    return [
+        replace(cell, settings=cell.settings.model_copy(update={"device": f"cuda:{next(turn)}"}))
+        if is_open(cell)
+        else cell
+        for cell in cells
+    ]
+
+
+def is_open(cell: Cell) -> bool:
+    return getattr(cell.settings, "device", "") in ("auto", "cuda")

@@ -1,0 +1,59 @@
+"""``perturblab status``: how far a grid is, from this or another terminal or machine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from perturblab.gridcommands import StatusOfGrid
+from perturblab.gridcommands.read import SHOWN, Found, find, heading, line, time_left
+from perturblab.grids import function_of
+from perturblab.grids.estimate import estimate
+from perturblab.grids.states import NOT_EXPORTED, Seen, count, last_epoch, names, only
+from perturblab.terminal import say
+
+
+def status(s: StatusOfGrid) -> None:
+    found = find(s)
+    heading(found)
+    for state, n in count(found.seen).items():
+        say(f"{state:<11} {n:>6}")
+    running(found, s.all)
+    reasons(found.seen)
+    if found.grid.verify:
+        for told in function_of(found.grid.verify)(found.plan):
+            say(told)
+    go_on(s, found)
+
+
+def running(found: Found, every: bool) -> None:
+    """The epoch of each run that a process is working on now."""
+    those = only(found.seen, "running")
+    for one in those if every else those[:SHOWN]:
+        epochs = getattr(one.cell.settings, found.grid.epochs)
+        say(f"running: {one.cell.name}, epoch {last_epoch(one.run)}/{epochs} done")
+    if not every and len(those) > SHOWN:
+        say(f"running: {len(those) - SHOWN} more (--all shows them)")
+
+
+def reasons(seen: Sequence[Seen]) -> None:
+    """What failed, a line for each reason."""
+    by_reason: dict[str, list[Seen]] = {}
+    for one in only(seen, "failed"):
+        by_reason.setdefault(one.reason, []).append(one)
+    for reason, those in by_reason.items():
+        say(f"failed: {names(those)}: {reason}")
+    unexported = [one for one in only(seen, "interrupted") if not one.exported]
+    if unexported:
+        say(f"interrupted: {names(unexported)}: {NOT_EXPORTED}")
+
+
+def go_on(s: StatusOfGrid, found: Found) -> None:
+    """The command that does what is left."""
+    left, failed = only(found.seen, "missing", "interrupted"), only(found.seen, "failed")
+    if left:
+        say(f"time: {time_left(s, estimate(found.plan, found.seen, left, found.grid.epochs))}")
+        say(f"go on: {line(s, 'run')}")
+    if failed:
+        say(f"again what failed: {line(s, 'retry')}")
+    if not left and not failed and not only(found.seen, "running"):
+        say(f"all runs are done{f'; next: {found.grid.then}' if found.grid.then else ''}")
