@@ -106,7 +106,10 @@ class ControllerSettings(Thresholds):
     def _refuse_unreachable(self) -> None:
         window, overfit = self.flag_window_size, self.flag_overfit_epochs
         if window > self.epochs:
-            raise ValueError(f"--flag-window-size {window} is longer than the run's {self.epochs} epochs")
+            raise ValueError(
+                f"--flag-window-size {window} is longer than the run's {self.epochs} epochs: make it smaller, or add "
+                "--disable-adaptive-flags"
+            )
         if self.controller == "published" and overfit >= window:
             raise ValueError(
                 f"--flag-overfit-epochs {overfit} can never be reached: a window of {window} epochs has "
