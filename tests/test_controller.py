@@ -541,7 +541,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
 REFUSED = [
     ({"relative_min_noise": 0.2}, "--relative-min-noise 0.2 is more than --relative-max-noise 0.1"),
     ({"min_cooldown_epochs": 20}, "--min-cooldown-epochs 20 is more than --max-cooldown-epochs 15"),
-    ({"flag_window_size": 101}, "--flag-window-size 101 is longer than the run's 100 epochs"),
+    ({"flag_window_size": 101}, "--flag-window-size 101 is longer than the run's 100 epochs: make it smaller, or add --disable-adaptive-flags"),
     (
         {"controller": "published", "flag_overfit_epochs": 5},
         "--flag-overfit-epochs 5 can never be reached: a window of 5 epochs has 4 differences (--flag-window-size)",
