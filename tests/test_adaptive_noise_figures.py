@@ -9,6 +9,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
@@ -404,7 +405,7 @@ def test_a_run_without_its_baseline_is_told_in_one_line_and_not_compared(three: 
     runs = read_runs(three)
     (line,) = [note for note in summary(runs)[1].notes if "no baseline" in note]
     assert line.startswith(
-        "TinyCNN, Adam, lr 0.01, adaptive gaussian: no baseline of seed 0, so not compared; `perturblab adaptive-noise sweep`"
+        "TinyCNN, Adam, lr 0.01, adaptive gaussian: no baseline of seed 0 on the same images, so not compared; `perturblab adaptive-noise sweep`"
     )
     (told,) = [line for line in verdict(runs).splitlines() if "Adam" in line]
     assert "there is no baseline" in told
@@ -415,7 +416,17 @@ def test_seeds_without_a_baseline_are_left_out_of_the_pairs(three: Path) -> None
     one = next(one for one in comparisons(runs) if "SGD" in one.group.setting)
     assert one.of("gap").seeds == (0, 1)
     assert one.lacking == (2,)
-    assert any("seed 2, so left out" in note for note in summary(runs)[1].notes)
+    assert any("seed 2 on the same images, so left out" in note for note in summary(runs)[1].notes)
+
+
+def test_a_baseline_that_saw_other_images_is_no_pair(three: Path) -> None:
+    runs = [
+        replace(run, data_sha256="other") if run.is_baseline and run.seed == 2 else run
+        for run in read_runs(three)
+    ]
+    one = next(one for one in comparisons(runs) if "SGD" in one.group.setting)
+    assert one.of("test_acc").seeds == (0, 1)
+    assert one.lacking == (2,)
 
 
 def test_a_single_seed_has_no_interval_and_concludes_nothing(tmp_path: Path) -> None:

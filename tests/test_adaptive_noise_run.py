@@ -1,6 +1,8 @@
 """A run of adaptive-noise: what it leaves, what it is compared with, what it refuses, killed at any moment."""
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from commandline import refusal
-from conftest import KillAtRandom, Zygote, one_thread, same_weights
+from conftest import KillAtRandom, Zygote, one_thread, same_weights, until
 from perturblab.datasets import NORMALISATION, load
 from perturblab.runs import Diverged
 from perturblab.studies.adaptive_noise import Train
@@ -256,6 +258,8 @@ def test_bad_input_is_one_line_that_says_what_to_do(
         *batch,
         "-e",
         "8",
+        "--flag-min-epochs",
+        "2",
         "--device",
         "cpu",
         *data,
@@ -285,6 +289,24 @@ def test_noise_that_makes_numbers_infinite_ends_the_run_in_one_line(
     with pytest.raises(Diverged, match="less noise"), one_thread():
         train(s)
     assert folder(s)[1].failure("kind") == "diverged"
+
+
+def test_rows_that_lost_an_epoch_are_told_in_one_line(
+    zygote: Zygote, colour_npz: Path, tmp_path: Path
+) -> None:
+    words = (
+        f"adaptive-noise train -c BabyCNN --width 0.5 -e 12 -b 16 --device cpu --threads 1 --checkpoint_every 0 --dataset npz:{colour_npz}"
+    ).split()
+    pid = zygote.start(words, tmp_path)
+    until(lambda: any(len(lines(path)) > 3 for path in tmp_path.glob("perturblab_runs/*/*/rows.jsonl")))
+    os.kill(pid, signal.SIGKILL)
+    zygote.wait()
+    (path,) = tmp_path.glob("perturblab_runs/*/*/rows.jsonl")
+    path.write_text("".join(f"{line}\n" for line in path.read_text().splitlines()[:1]))
+    ended = zygote.run(words, tmp_path)
+    assert ended.code == 2, ended.output
+    assert "Traceback" not in ended.output
+    assert "remove the run's folder" in ended.output
 
 
 # ---- killed at any moment -------------------------------------------------------------------------------------------

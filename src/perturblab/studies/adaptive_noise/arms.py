@@ -71,6 +71,7 @@ class Run:
     noise: str
     seed: int
     settings: dict[str, Any]
+    data_sha256: str
     classes: tuple[str, ...]
     best_epoch: int
     finals: dict[str, float]
@@ -208,13 +209,17 @@ class Comparison:
 
 
 def comparisons(runs: Sequence[Run]) -> list[Comparison]:
-    """Every arm with noise, in the order of ``runs``."""
-    baselines = {run.run_id: run for run in runs if run.is_baseline}
+    """Every arm with noise, in the order of ``runs``. A baseline that saw other images is none."""
+    baselines = {(run.run_id, run.data_sha256): run for run in runs if run.is_baseline}
+
+    def baseline(run: Run) -> Run | None:
+        return baselines.get((run.baseline_id, run.data_sha256))
+
     return [
         Comparison(
             group,
-            tuple((r, baselines[r.baseline_id]) for r in group.runs if r.baseline_id in baselines),
-            tuple(r.seed for r in group.runs if r.baseline_id not in baselines),
+            tuple((r, one) for r in group.runs if (one := baseline(r))),
+            tuple(r.seed for r in group.runs if not baseline(r)),
         )
         for group in groups(runs) if not group.is_baseline
     ]  # fmt: skip
@@ -224,7 +229,7 @@ def lacking_baselines(found: Sequence[Comparison]) -> list[str]:
     """A line for each arm that cannot be compared, or only in part."""
     return [
         f"{one.group.setting}, {one.group.label}: no baseline of seed{'s' * (len(one.lacking) > 1)} "
-        f"{', '.join(map(str, one.lacking))}, so {'left out' if one.pairs else 'not compared'}; "
+        f"{', '.join(map(str, one.lacking))} on the same images, so {'left out' if one.pairs else 'not compared'}; "
         "`perturblab adaptive-noise sweep` runs every arm with its baseline."
         for one in found if one.lacking
     ]  # fmt: skip

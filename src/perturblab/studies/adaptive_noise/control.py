@@ -30,8 +30,13 @@ def epochs_of(rows: Sequence[Row]) -> list[Row]:
 
 
 def next_noise(control: ControllerSettings, rows: Sequence[Row]) -> NoiseDecision:
-    """What the epoch after these rows gets."""
-    return decide(epochs_of(rows), control)
+    """What the epoch after these rows gets. UserError where they are not all epochs so far."""
+    try:
+        return decide(epochs_of(rows), control)
+    except ValueError as error:
+        raise UserError(
+            f"rows.jsonl of this run is damaged ({error}); remove the run's folder and start it again"
+        ) from None
 
 
 class Doses:

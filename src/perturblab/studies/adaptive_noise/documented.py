@@ -32,12 +32,15 @@ LAST = 10  # epochs over which avg_last_10_epochs_gap is a mean
 
 
 def checkpoint_path(s: Train, run: RunFolder) -> Path:
-    """``--save-as``, or the documented name with the best epoch and its validation accuracy (a fraction)."""
+    """``--save-as``, or the documented name with the best epoch and its validation accuracy (a fraction).
+
+    Where it is not the default, the seed stands in it too: those of a sweep must not take each other's place.
+    """
     folder, name = Path(s.checkpoint_dir), s.save_as
     if name == "none.pth":
         final = run.results()["final_metrics"]
         noise = "" if s.arm == "baseline" else f"_{s.arm}_{s.noise_distribution}"
-        tail = f"_{s.suffix}" if s.suffix else ""
+        tail = (f"_seed{s.seed}" if s.seed else "") + (f"_{s.suffix}" if s.suffix else "")
         name = f"{s.classifier}{noise}{tail}_best_epoch{final['best_epoch']}_valacc{final['best_accuracy']:.2f}.pth"
     return folder / name
 
@@ -73,6 +76,7 @@ def finish(
     write_checked(run.path / "best.pth", state)
     found = results(s, run.rows, control)
     found["final_metrics"]["checkpoint_sha256"] = digest(state)
+    found["data_sha256"] = read_json(run.path / "manifest.json")["data"]  # runs on other images are no pair
     found |= {"parameters": sum(p.numel() for p in model.parameters()), "classes": list(classes)}
     for name, data in metrics(run, found).items():
         write_checked(run.path / name, data)

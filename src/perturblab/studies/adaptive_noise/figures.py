@@ -186,7 +186,7 @@ def reference_set(found: Sequence[Group]) -> list[Drawing]:
         Drawing("learning_rate.png", "Learning rate of each epoch's last step", _parts(found, [recorded("learning rate", "lr")])),
         Drawing("grad_norm.png", "Gradient norm, without noise", _parts(found, [gradient]), gaps, NO_GRADIENT),
         Drawing("weight_update_norm.png", "Weight update of each epoch, without noise", _parts(found, [update])),
-        Drawing("noise_magnitude.png", "Noise", _noise(found), scale, "no run has noise", share=True, height=1.5),
+        Drawing("noise_magnitude.png", "Noise", _noise(found), scale, "no run has noise", height=1.5),
         Drawing(
             "optimizer_state.png", "State of the optimiser: mean norms of tensors, Adam's mean step size", _parts(found, STATE),
             lacking="SGD without momentum has none",

@@ -98,7 +98,7 @@ def _read(path: Path) -> Run:
         path=path.parent, run_id=text("run_id"), baseline_id=text("baseline_id"), name=text("name"),
         classifier=text("classifier"), optimizer=text("optimizer"), lr=_number(path, config, "lr", "config."),
         momentum=_number(path, config, "momentum", "config."), noise=_noise(text("arm"), config),
-        seed=int(_number(path, content, "seed")), settings=_settings(config), classes=tuple(map(str, classes)),
+        seed=int(_number(path, content, "seed")), settings=_settings(config), data_sha256=str(content.get("data_sha256")), classes=tuple(map(str, classes)),
         best_epoch=int(_number(path, final, "best_epoch", "final_metrics.")), finals=_finals(path, final),
         history=history, val_by_class=_by_class(path, rows, len(classes)),
         targets=tuple(_target(path, row) for row in rows), causes=tuple(row.get("cause") for row in events),

@@ -63,6 +63,10 @@ def warn_of_idle(s: Train) -> None:
     if given:
         told = "; ".join(f"{documented_flag(n, type(s).model_fields[n])} ({why})" for n, why in given)
         warn(f"without effect beside the other flags: {told}")
+    if not s.disable_adaptive_flags and s.flag_min_epochs >= s.epochs:
+        warn(
+            f"no flag is ever looked at: --flag-min-epochs {s.flag_min_epochs}, and the run has {s.epochs} epochs"
+        )
     if s.download_weights:
         warn("--download-weights: no weights are published for these layouts; training starts from scratch")
     if "cifar100" in s.data_dir and s.dataset == "cifar10":
@@ -77,6 +81,12 @@ def work(s: Train, stop: StopFlag, run: RunFolder) -> None:
     model = build(s.classifier, train_set, s.width, s.seed).to(device)
     optimizer, control = make_optimizer(s, model), controller_of(s)
     source = ShuffledSource(sets.train, s.batch_size, s.seed, AUGMENTS[s.augment], drop_last=True)
+    if s.lr_restart_period < s.epochs:
+        falls = s.epochs - s.lr_restart_period
+        say(
+            f"{s.name}: after epoch {falls} of {s.epochs} the learning rate is at most --lr-final-max {s.lr_final_max:g} "
+            "(epochs less --lr-restart-period)"
+        )
     doses = Doses(s, control, model, len(train_set.classes))
     if s.visualize_lr:
         draw_schedule(s, source.steps())

@@ -42,6 +42,8 @@ def sweep(s: Sweep) -> None:
 
 def plan_of(s: Sweep) -> Plan:
     """Every cell, checked before any of them runs. UserError for settings that contradict each other."""
+    if s.controller == "published" and set(s.arms) != {"adaptive"}:
+        raise UserError("--controller published knows no static noise: leave --arms at adaptive")
     runs = list(with_cards(s))
     check(runs)
     return plan_of_runs(runs)
