@@ -108,6 +108,29 @@ def test_contradicting_settings_are_refused_before_any_run(tmp_path: Path, monke
     assert not list(tmp_path.iterdir())
 
 
+def test_a_flag_that_acts_in_no_run_is_one_warning_and_one_that_acts_is_none(
+    tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ("adaptive-noise", "sweep", "--mode", "generate", "--device", "cpu")
+    _, _, errors = called(*words, "-nm", "0.02", "--beta1", "0.8", "--wd", "0.1")
+    assert errors.splitlines() == [
+        "warning: without effect beside the other flags in every run of this sweep: --beta1, --noise-magnitude"
+    ]
+    assert (
+        called(*words, "-nm", "0.02", "--beta1", "0.8", "-o", "SGD", "Adam", "--arms", "adaptive", "weight")[
+            2
+        ]
+        == ""
+    )
+
+
+def test_static_arms_under_the_published_controller_are_refused(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = refusal("adaptive-noise", "sweep", "--device", "cpu", "--preset", "published", "--arms", "weight")
+    assert line == "--controller published knows no static noise: leave --arms at adaptive"
+
+
 @pytest.fixture(scope="module")
 def swept(zygote: Zygote, colour_npz: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A sweep over three seeds as a user starts it: its folder and what it said."""

@@ -14,9 +14,10 @@ from perturblab.files import write_json
 from perturblab.launch import Cell, Outcome
 from perturblab.launch.script import write_script
 from perturblab.runs import RunFolder, run_folder
+from perturblab.settings import documented_flag, is_where
 from perturblab.studies.adaptive_noise import Sweep, Train
 from perturblab.sweep import Plan, explain_failures, run_plan
-from perturblab.terminal import UserError, duration, say
+from perturblab.terminal import UserError, duration, say, warn
 
 PRELOAD = ("perturblab.studies.adaptive_noise.run", "torch._dynamo", "sklearn.datasets")
 SHOWN = {"test_acc": "test acc (%)", "best_accuracy": "val acc (%)"}
@@ -46,7 +47,22 @@ def plan_of(s: Sweep) -> Plan:
         raise UserError("--controller published knows no static noise: leave --arms at adaptive")
     runs = list(with_cards(s))
     check(runs)
+    warn_of_idle(s, runs)
     return plan_of_runs(runs)
+
+
+def warn_of_idle(s: Sweep, runs: Sequence[Train]) -> None:
+    """One line for the flags that were given and act in no run of the grid: runs have such fields reset."""
+    given = [name for name in Train.model_fields if name in s.model_fields_set & Sweep.model_fields.keys()]
+    idle = [
+        documented_flag(name, Sweep.model_fields[name])
+        for name in given
+        if not is_where(Sweep.model_fields[name])
+        and getattr(s, name) != Train.default_of(name)
+        and all(getattr(one, name) == Train.default_of(name) for one in runs)
+    ]
+    if idle:
+        warn(f"without effect beside the other flags in every run of this sweep: {', '.join(idle)}")
 
 
 def plan_of_runs(runs: Iterable[Train]) -> Plan:
