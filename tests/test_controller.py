@@ -566,8 +566,12 @@ def test_settings_that_cannot_work_are_refused_in_the_words_of_their_flags(value
     assert str(refused.value) == message
 
 
-def test_what_is_legal() -> None:
-    ControllerSettings(epochs=100, flag_window_size=70, flag_min_epochs=10)  # the report's effective values
-    ControllerSettings(epochs=100, flag_window_size=100, relative_min_noise=0.1, max_cooldown_epochs=5)
-    ControllerSettings(epochs=100, flag_overfit_epochs=8)  # as documented it has no window
-    ControllerSettings(epochs=2, disable_adaptive_flags=True)  # a window that is never looked through
+@pytest.mark.parametrize("values", [
+    {"epochs": 100, "flag_window_size": 70, "flag_min_epochs": 10},  # the report's effective values
+    {"epochs": 100, "flag_window_size": 100, "relative_min_noise": 0.1, "max_cooldown_epochs": 5},
+    {"epochs": 100, "flag_overfit_epochs": 8},  # as documented it has no window
+    {"epochs": 2, "disable_adaptive_flags": True},  # a window that is never looked through
+])  # fmt: skip
+def test_what_is_legal_is_taken_as_it_was_given(values) -> None:
+    settings = ControllerSettings(**values)
+    assert {name: getattr(settings, name) for name in values} == values

@@ -121,11 +121,7 @@ def _line(one: Comparison) -> str:
 def _noise(runs: Sequence[Run]) -> str:
     """How often there was noise, on average over the runs."""
     counts = {target: fmean(run.noisy(target) for run in runs) for target in TARGETS}
-    told = [
-        f"on {target}s in {n:.0f}" if n >= 1 else f"on {target}s in {n:.1f}"
-        for target, n in counts.items()
-        if n
-    ]
+    told = [f"on {target}s in {n:.1f}".removesuffix(".0") for target, n in counts.items() if n]
     return f"noise {' and '.join(told)} of {runs[0].epochs.size} epochs" if told else "no noise in any epoch"
 
 
