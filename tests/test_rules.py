@@ -28,7 +28,7 @@ LAYERS = {
     "objectives": 3, "perturb": 3, "schedules": 3, "measure": 3, "probes": 3, "train": 3, "state": 3,
     "claims": 4, "runs": 4, "launch": 4, "sweep": 4, "grids": 4,
     "report": 5,
-    "experiment": 6, "studies": 6,
+    "experiment": 6, "planning": 6, "studies": 6,
     "cli": 7, "quickstart": 7, "gridcommands": 7, "__main__": 7,
 }  # fmt: skip
 ALLOWED = {

@@ -13,6 +13,7 @@ from perturblab.cpus import cores
 from perturblab.files import write_json
 from perturblab.launch import Cell, Outcome
 from perturblab.launch.script import write_script
+from perturblab.planning import decided
 from perturblab.runs import RunFolder, run_folder
 from perturblab.settings import documented_flag, is_where
 from perturblab.studies.adaptive_noise import Sweep, Train
@@ -83,11 +84,7 @@ def train_of(cell: Cell) -> Train:
 
 
 def folder(cell: Cell) -> RunFolder:
-    settings = train_of(cell)
-    if settings.precision == "auto":  # decided by the machine
-        from perturblab.experiment import resolved
-
-        settings = resolved(settings)
+    settings = decided(train_of(cell))
     return run_folder(settings, settings.name, settings.runs_dir)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from perturblab.launch import Cell
+from perturblab.planning import decided
 from perturblab.runs import RunFolder, run_folder
 from perturblab.studies.correction import GRID, Run, Train
 from perturblab.studies.correction.layout import check_whole, data_sha256, file_sha256, used_files
@@ -66,10 +67,7 @@ def prepare(runs: Sequence[Train]) -> None:
 def folder(cell: Cell) -> RunFolder:
     s = cell.settings
     assert isinstance(s, Train)
-    if s.precision == "auto":  # decided by the machine; only then is torch needed to name the folder
-        from perturblab.experiment import resolved
-
-        s = resolved(s)
+    s = decided(s)
     return run_folder(s.canonical(), s.canonical().name, s.runs_dir)
 
 

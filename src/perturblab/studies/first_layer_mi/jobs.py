@@ -10,6 +10,7 @@ from pathlib import Path
 from perturblab.flags import data_name
 from perturblab.launch import Cell
 from perturblab.launch.arrays import hand_over, write_array
+from perturblab.planning import decided
 from perturblab.runs import RunFolder, run_folder
 from perturblab.studies.first_layer_mi import Jobs, Train
 from perturblab.sweep import Plan
@@ -40,10 +41,7 @@ def plan_of_runs(runs: Iterable[Train]) -> Plan:
 def folder(cell: Cell) -> RunFolder:
     settings = cell.settings
     assert isinstance(settings, Train)
-    if settings.precision == "auto":  # decided by the machine; only then is torch needed to name the folder
-        from perturblab.experiment import resolved
-
-        settings = resolved(settings)
+    settings = decided(settings)
     return run_folder(settings, settings.name, settings.runs_dir)
 
 

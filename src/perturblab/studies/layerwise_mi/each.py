@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from perturblab.launch import Cell
 from perturblab.launch.local import run_cells
+from perturblab.planning import decided
 from perturblab.runs import RunFolder, run_folder
 from perturblab.signals import stop_on_signals
 from perturblab.studies.layerwise_mi import ALL, Evaluate, Train, seeded_name
@@ -54,11 +55,7 @@ def folder(cell: Cell) -> RunFolder:
     """As ``train`` names it, without torch unless the machine decides about the precision."""
     settings = cell.settings
     assert isinstance(settings, Train)
-    if settings.precision == "auto":
-        from perturblab.experiment import resolved
-
-        settings = resolved(settings)
-    s = settings.canonical()
+    s = decided(settings).canonical()
     return run_folder(s, seeded_name(s.model, s.seed), s.runs_dir)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from perturblab.cpus import cores
 from perturblab.launch import Cell, Outcome
 from perturblab.launch.script import write_script
+from perturblab.planning import decided
 from perturblab.runs import RunFolder, run_folder
 from perturblab.studies.masked_loss import Sweep, Train
 from perturblab.sweep import Plan, explain_failures, run_plan
@@ -44,10 +45,7 @@ def plan_of_runs(runs: Iterable[Train]) -> Plan:
 def folder(cell: Cell) -> RunFolder:
     settings = cell.settings
     assert isinstance(settings, Train)
-    if settings.precision == "auto":  # decided by the machine; only then is torch needed to name the folder
-        from perturblab.experiment import resolved
-
-        settings = resolved(settings)
+    settings = decided(settings)
     return run_folder(settings, settings.name, settings.runs_dir)
 
 
