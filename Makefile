@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
 
-.PHONY: quickstart test slow check lint bench clean
+.PHONY: quickstart test slow soak check lint bench clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/perturblab quickstart
@@ -14,6 +14,9 @@ test: $(VENV)/.installed-test
 
 slow: $(VENV)/.installed-test  ## the longer tests: .ci/run runs them
 	$(BIN)/python -m pytest -q -n $(JOBS) -m slow
+
+soak: $(VENV)/.installed-test  ## the promises of docs/reliability.md at their full size: an hour or more
+	$(BIN)/python -m pytest -q -n $(JOBS) -m soak
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff format --check src tests benchmarks

@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,8 @@ ONE_THREAD |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
 # Imported before the first fork: what a run imports on its way, also where another user may not read it.
 MODULES = (
     "perturblab.studies.masked_loss.run", "perturblab.studies.first_layer_mi.run",
-    "perturblab.studies.layerwise_mi.evaluate", "perturblab.studies.correction.cell", "torch._dynamo", "encodings.cp437",
+    "perturblab.studies.layerwise_mi.evaluate", "perturblab.studies.correction.cell", "perturblab.studies.adaptive_noise.run",
+    "perturblab.studies.masked_loss.figures", "torch._dynamo", "encodings.cp437",
 )  # fmt: skip
 
 # ---- small things ------------------------------------------------------------------------------------------------
@@ -153,6 +154,14 @@ def tiny_run(npz: Path) -> list[str]:
         ],
         *("--dataset", f"npz:{npz}"),
     ]
+
+
+@pytest.fixture(scope="session")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
+    """``smoke(study)``: the words of a small but whole run of that study. See ``smokes.py``."""
+    from smokes import smoke_of
+
+    return cache(lambda study: smoke_of(study, tmp_path_factory.mktemp(study)))
 
 
 # ---- a tiny run in this process -----------------------------------------------------------------------------------
@@ -289,6 +298,11 @@ class Ended:
     def one_line(self) -> str:
         """What a user who did something wrong sees: exactly one line, exit code 2, no traceback."""
         assert self.code == 2, self
+        return self.line
+
+    @property
+    def line(self) -> str:
+        """The only line that was said."""
         assert "Traceback" not in self.output, self.output
         assert len(self.errors) == 1, self.output
         return self.errors[0]
@@ -303,7 +317,7 @@ class Zygote:
             [sys.executable, str(TESTS / "zygote.py"), *MODULES],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=environment(),
+            env=environment(JE_ARROW_MALLOC_CONF="background_thread:false"),  # pandas' pyarrow would start one
             bufsize=0,
         )
         assert self._read() == {"ready": True}

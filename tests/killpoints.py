@@ -1,8 +1,9 @@
-"""A hook for a child of the zygote: SIGKILL to itself right before or right after the n-th change of a file.
+"""Hooks for a child of the zygote: SIGKILL to itself right before or right after the n-th change of a file; other
+signals there; a disk that fills up there.
 
 Changes are: open for writing, a write of a row (also half of it), fsync, rename, removal, making a folder, chmod.
-With ``target`` 0 nothing is killed and the label of every point is written to ``log``, one per line; a target
-that is a label means the first point with it.
+With ``target`` 0 nothing happens and the label of every point is written to ``log``, one per line; a target that is
+a label means the ``nth`` point with it.
 """
 
 import builtins
@@ -16,14 +17,21 @@ from pathlib import Path
 from typing import Any
 
 CHANGES = ("fsync", "replace", "unlink", "remove", "mkdir", "chmod", "rename", "link")
+PLAIN_OPEN = os.open  # not counted
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
-class Points:
-    """Counts the points passed and sends the signal at the wanted one: its number, or the n-th with that label."""
+def kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
 
-    def __init__(self, target: int | str, log: str = "", nth: int = 1, number: int = signal.SIGKILL) -> None:
-        self.target, self.nth, self.number, self.passed = target, nth, number, 0
+
+class Points:
+    """Counts the points passed and does ``act`` at the wanted one: its number, or the n-th with that label."""
+
+    def __init__(
+        self, target: int | str, log: str = "", nth: int = 1, act: Callable[[], object] = kill, disk: str = ""
+    ) -> None:
+        self.target, self.nth, self.act, self.disk, self.passed = target, nth, act, disk, 0
         self.log = None if target else os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
     def reached(self) -> bool:
@@ -33,10 +41,11 @@ class Points:
     def point(self, label: str) -> None:
         self.passed += 1
         if self.log is not None:
-            os.write(self.log, f"{label}\n".encode())
+            used = f"\t{used_kb(self.disk)}" if self.disk else ""
+            os.write(self.log, f"{label}{used}\n".encode())
         self.nth -= label == self.target
         if self.passed == self.target or (label == self.target and self.nth == 0):
-            os.kill(os.getpid(), self.number)
+            self.act()
 
     def around(self, what: str, call: Callable[..., Any], about: Any) -> Callable[..., Any]:
         def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -61,9 +70,34 @@ def install(target: int | str, log: str = "") -> None:
     wrap(Points(target, log))
 
 
-def signal_at(label: str, nth: int, number: int) -> None:
-    """Send this process the signal ``number`` at the ``nth`` point with this label, instead of SIGKILL."""
-    wrap(Points(label, nth=nth, number=number))
+def signal_at(target: int | str, nth: int, *numbers: int) -> None:
+    """Send this process the signals ``numbers`` there, instead of SIGKILL."""
+    wrap(Points(target, nth=nth, act=lambda: [os.kill(os.getpid(), number) for number in numbers]))
+
+
+def used_at_each(log: str, disk: str) -> None:
+    """Write the label of every point with the KiB that are used of ``disk``, one per line."""
+    wrap(Points(0, log, disk=disk))
+
+
+def fill_at(target: int | str, nth: int, disk: str, free_kb: int) -> None:
+    """Fill ``disk`` there."""
+    wrap(Points(target, nth=nth, act=lambda: fill(Path(disk), free_kb)))
+
+
+def used_kb(disk: str | Path) -> int:
+    status = os.statvfs(disk)
+    return (status.f_blocks - status.f_bfree) * status.f_frsize // 1024
+
+
+def fill(disk: Path, free_kb: int) -> None:
+    """Leave at most ``free_kb`` KiB free, by a file named filler."""
+    status = os.statvfs(disk)
+    rest = status.f_bavail * status.f_frsize - free_kb * 1024
+    if rest > 0:
+        handle = PLAIN_OPEN(disk / "filler", os.O_WRONLY | os.O_CREAT)
+        os.posix_fallocate(handle, 0, rest)
+        os.close(handle)
 
 
 def wrap(points: Points) -> None:

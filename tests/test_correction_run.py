@@ -23,7 +23,7 @@ from PIL import Image
 from commandline import called
 from conftest import Ended, Zygote, files_of, one_thread, until
 from perturblab import sweep
-from perturblab.claims import waited_for
+from perturblab.files import waited_for
 from perturblab.launch import Cell, Outcome
 from perturblab.signals import StopFlag
 from plain_networks import PlainCNN2

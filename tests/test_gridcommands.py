@@ -160,7 +160,7 @@ def test_a_run_that_a_process_works_on_is_running_with_its_epoch_and_is_not_star
     rows = (folder / "rows.jsonl").read_bytes()
     last = json.loads(rows.splitlines()[-1])["epoch"]
     (folder / "rows.jsonl").write_bytes(rows + b'{"epoch": 99, "torn')
-    with held(folder / "claim"):
+    with held(folder):
         assert place.states()[STOPPED] == "running"
         assert f"running: {STOPPED}, epoch {last}/{EPOCHS} done" in place.call("status")
         out = place.call("run", "--launcher", "script")

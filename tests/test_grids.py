@@ -268,13 +268,10 @@ def leave(
     run: RunFolder, epochs: int, seconds: float, results: bool, plan: Plan, seen: Seen, size: int = 1000
 ) -> None:
     """A folder of a run with so many epochs behind it."""
-    run.path.mkdir(parents=True)
-    (run.path / "settings.json").write_text("{}")
-    for n in range(1, epochs + 1):
-        run.log_time(n, seconds)
-    (run.path / "rows.jsonl").write_text(
-        "".join(json.dumps({"epoch": n}) + "\n" for n in range(1, epochs + 1))
-    )
+    with run.claimed():
+        for n in range(1, epochs + 1):
+            run.log_time(n, seconds)
+            run.log(epoch=n)
     if results:
         (run.path / "results.json").write_text("x" * size)
         for path in plan.exports(seen.cell):

@@ -26,8 +26,9 @@ from conftest import (
     train_tiny,
     write_npz,
 )
-from perturblab.files import write_checked
-from perturblab.runs import Diverged, RunFolder, perform, publish
+from perturblab.exports import publish
+from perturblab.rows import to_line
+from perturblab.runs import Diverged, RunFolder, perform
 from perturblab.signals import Interrupted
 from perturblab.terminal import UserError
 
@@ -50,7 +51,8 @@ def test_the_status_is_read_from_the_files(tmp_path: Path) -> None:
     with run.claimed():
         assert tiny_folder(tmp_path).status == "running"
     assert run.status == "interrupted"
-    run.fail("failed", "the reason")
+    with run.claimed():
+        run.fail("failed", "the reason")
     assert run.status == "failed"
     assert run.failure() == "the reason"
     with run.claimed():
@@ -140,14 +142,16 @@ def test_a_second_process_is_refused_with_one_line_that_names_the_holder(
 ) -> None:
     assert zygote.run(tiny_run, tmp_path, hooks=KILL_AFTER_CHECKPOINT).code == -signal.SIGKILL
     (path,) = (tmp_path / "perturblab_runs" / "masked-loss").iterdir()
-    before = files_of(tmp_path)
     with held(path) as holder:
-        line = zygote.run(tiny_run, tmp_path).one_line
+        before = files_of(tmp_path)
+        refused = zygote.run(tiny_run, tmp_path)
+        assert refused.code == 69
+        line = refused.line
         assert f"process {holder.pid} on {os.uname().nodename}" in line
         assert path.name in line
         assert not differing(before, files_of(tmp_path)), "the refused process touched the folder"
-        holder.send_signal(signal.SIGSTOP)  # a frozen holder still holds
-        assert "being worked on" in zygote.run(tiny_run, tmp_path).one_line
+        holder.send_signal(signal.SIGSTOP)  # a frozen holder still holds, for its limit
+        assert "being worked on" in zygote.run(tiny_run, tmp_path).line
     ended = zygote.run(tiny_run, tmp_path)
     assert ended.code == 0, "a dead holder's claim is free at once"
 
@@ -175,12 +179,16 @@ def test_asking_for_the_status_does_not_refuse_a_run_that_starts_at_that_moment(
             thread.join()
 
 
-def test_temporaries_of_a_killed_write_are_removed_when_work_goes_on(tmp_path: Path) -> None:
+def test_what_a_killed_process_was_writing_is_removed_when_work_goes_on(tmp_path: Path) -> None:
     run = tiny_folder(tmp_path)
+    with held(run.path) as holder:
+        (staging,) = run.path.glob("claim-*/*")
+        (staging / "rows.jsonl").write_text("half")
+        holder.kill()
+        holder.wait()
     with run.claimed():
-        (run.path / ".rows.jsonl.abc12345.tmp").write_text("half")
-    with run.claimed():
-        assert not list(run.path.glob(".*"))
+        assert not list(run.path.glob("**/rows.jsonl"))
+    assert sorted(path.name for path in run.path.iterdir()) == ["settings.json"]
 
 
 # ---- rows ----------------------------------------------------------------------------------------------------------------
@@ -193,11 +201,11 @@ def rows_folder(folder: Path, rows: bytes) -> RunFolder:
     return run
 
 
-GOOD = b'{"epoch": 1, "acc": 0.25}\n{"epoch": 2, "acc": 0.5}\n'
+GOOD = to_line({"epoch": 1, "acc": 0.25}) + to_line({"epoch": 2, "acc": 0.5})
 
 
 def test_a_last_row_torn_at_any_byte_is_dropped(tmp_path: Path) -> None:
-    whole = [json.loads(line) for line in GOOD.splitlines()]
+    whole = [{"epoch": 1, "acc": 0.25}, {"epoch": 2, "acc": 0.5}]
     for length in range(GOOD.index(b"\n") + 1, len(GOOD) + 1):
         run = rows_folder(tmp_path, GOOD[:length])
         with run.claimed():
@@ -213,7 +221,9 @@ def test_a_last_row_torn_at_any_byte_is_dropped(tmp_path: Path) -> None:
     "damaged",
     [
         GOOD.replace(b'"acc": 0.25', b'"acc": 0.2#'),
-        GOOD.replace(b'"acc": 0.25}', b'"acc": 0.25'),
+        GOOD.replace(b'"acc": 0.25', b'"acc": 0.35'),
+        GOOD.replace(b'"crc32"', b'"crc33"', 1),
+        GOOD.replace(b"}", b"", 1),
         GOOD.replace(b"0.25", b"\xff\xfe"),
         GOOD.replace(b"epoch", b"epoci", 1),
         b"17\n" + GOOD,
@@ -262,7 +272,7 @@ def test_a_run_is_not_continued_on_other_data(zygote: Zygote, tiny_run: list[str
     line = zygote.run(words, tmp_path / "killed").one_line
     assert "was started on other data (train, test differs)" in line
     after = files_of(tmp_path / "killed")
-    assert {Path(name).name for name in differing(before, after)} == {"failure.json"}
+    assert {Path(name).name for name in differing(before, after)} == {"failure.json", "holder.json"}
     write_npz(data, seed=0)
     assert zygote.run(words, tmp_path / "killed").code == 0
     assert not differing(files_of(tmp_path / "whole"), files_of(tmp_path / "killed"))
@@ -275,7 +285,7 @@ def finished(folder: Path, seed: int) -> RunFolder:
     """A folder with a result file that tells its run."""
     run = tiny_folder(folder, seed)
     with run.claimed():
-        write_checked(run.path / "out", f"numbers of {run.id}".encode())
+        run.write_checked("out", f"numbers of {run.id}".encode())
     return run
 
 

@@ -15,8 +15,9 @@ import click
 from pydantic.fields import FieldInfo
 
 from perturblab import __version__, gridcommands, quickstart
+from perturblab.claims import Busy
 from perturblab.settings import Command, choices_of, documented_flag, flags_of, is_argument, nearest
-from perturblab.signals import INTERRUPTED, Interrupted
+from perturblab.signals import INTERRUPTED, Interrupted, busy_code
 from perturblab.studies import STUDIES
 from perturblab.sweep import SomeFailed
 from perturblab.terminal import UserError
@@ -236,12 +237,14 @@ for _word, _command in gridcommands.COMMANDS.items():
 
 
 def main(words: list[str] | None = None) -> None:
-    """Run the command line and exit: 0 done, 1 runs of a sweep failed, 2 bad input, 75 requeue, 130 interrupted."""
+    """Run the command line and exit: 0 done, 1 runs of a sweep failed, 2 bad input, 69 held elsewhere, 75 requeue, 130 interrupted."""
     words = sys.argv[1:] if words is None else words
     try:
         code = perturblab(
             spread_lists(words, list_flags(words)), standalone_mode=False, prog_name="perturblab"
         )
+    except Busy as error:
+        code = complain(str(error), code=busy_code())
     except UserError as error:
         code = complain(str(error))
     except SomeFailed:

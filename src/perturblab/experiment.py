@@ -17,10 +17,11 @@ import torch
 from perturblab import hardware
 from perturblab.checkpoints import read_checkpoint
 from perturblab.datasets import NORMALISATION, load
+from perturblab.exports import publish
 from perturblab.files import check_writable
 from perturblab.flags import Machine
 from perturblab.images import ImageSet
-from perturblab.runs import RunFolder, perform, publish, run_folder
+from perturblab.runs import RunFolder, perform, run_folder
 from perturblab.signals import StopFlag, stop_on_signals
 from perturblab.terminal import UserError, say
 
@@ -49,7 +50,7 @@ def carry_out(
     """Do (or go on with, or only export) the run of these resolved settings; its results."""
     run = run_folder(s, name, s.runs_dir)
     with stop_on_signals() as stop:
-        perform(run, partial(work, s, stop), partial(export, exports))
+        perform(run, partial(work, s, stop), partial(export, exports), stop.check)
     return run.results()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import glob
 import hashlib
 import json
@@ -12,7 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from perturblab.terminal import UserError, warn
 
@@ -56,6 +57,43 @@ def write_atomic(path: str | Path, data: bytes, writer: str = "") -> None:
         _sync_folder(path.parent)
 
 
+def put(path: Path, data: bytes, staging: Path) -> IO[bytes]:
+    """Write ``data`` to a file in ``staging``, move it to ``path``, and return it, open for more.
+
+    As ``write_atomic``, for a folder that is claimed: the move fails once ``staging`` is gone.
+    """
+    temporary = staging / path.name
+    with writing_to(path):
+        file = open(temporary, "wb", buffering=0)  # noqa: SIM115 - the caller closes it
+        try:
+            write_whole(file, data)
+            os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            file.close()
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+        _sync_folder(path.parent)
+    return file
+
+
+def write_whole(file: IO[bytes], data: bytes) -> None:
+    """To an unbuffered file: a disk that fills up takes a part without a word, and refuses the next."""
+    while data:
+        data = data[file.write(data) :]
+
+
+@contextmanager
+def waited_for(path: Path) -> Iterator[None]:
+    """Hold the lock file ``path`` for a moment, once whoever holds it is done (flock)."""
+    with writing_to(path):
+        lock = open(path, "a+b", buffering=0)  # noqa: SIM115 - open as long as it is held
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def remove_temporaries(path: Path, writer: str) -> None:
     """Remove what ``writer``, killed in the middle of writing ``path``, left beside it."""
     for stale in path.parent.glob(f".{glob.escape(path.name)}.{writer}*.tmp"):
@@ -85,7 +123,11 @@ def _sync_folder(folder: Path) -> None:
 
 def write_json(path: str | Path, content: Any) -> None:
     """Strict JSON (no NaN), keys in the order given, one trailing newline."""
-    write_atomic(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+    write_atomic(path, as_json(content))
+
+
+def as_json(content: Any) -> bytes:
+    return (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()
 
 
 def read_json(path: str | Path) -> Any:
@@ -114,8 +156,13 @@ def digest(data: bytes) -> str:
 
 def write_checked(path: Path, data: bytes) -> None:
     """Write ``data`` with its SHA-256 beside it, the digest first: a file without its digest is incomplete."""
-    write_atomic(digest_path(path), f"{digest(data)}  {path.name}\n".encode())
+    write_atomic(digest_path(path), digest_line(path.name, data))
     write_atomic(path, data)
+
+
+def digest_line(name: str, data: bytes, note: str = "") -> bytes:
+    """What stands beside a file: its SHA-256, its name, and a word or two about it."""
+    return f"{digest(data)}  {name} {note}".rstrip().encode() + b"\n"
 
 
 def read_checked(path: Path) -> bytes | None:

@@ -47,6 +47,12 @@ class Machine(Settings):
     runs_dir: str = flag("./perturblab_runs", "Where runs keep their state.", where=True)
 
 
+class OnCards(Settings):
+    """How several runs at a time use the CUDA cards of this machine."""
+
+    per_gpu: int = flag(1, "Runs at a time on each CUDA card.", "--per_gpu", where=True, ge=1)
+
+
 class Fitting(Data, Machine):
     """What every training run has."""
 

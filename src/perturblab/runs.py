@@ -3,12 +3,12 @@
     perturblab_runs/STUDY/NAME-id/
         settings.json      the settings, whole
         manifest.json      what else decides the bits: versions, threads, device, digests of the data
-        rows.jsonl         one JSON object per measurement, no wall-clock times
+        rows.jsonl         one JSON object per measurement, no wall-clock times, each line with its checksum
         timings.jsonl      seconds per epoch, and when it ended
         checkpoint-*.pt    the last two states, each with its SHA-256; removed when the run is done
         results.json       written last: the run is done
         failure.json       why the last attempt failed, if it did
-        claim              locked by the process that works here
+        claim-000001/      while a process works here: who, and what it is writing
 
 Layer 4: writes the bytes that it is given, imports no torch.
 """
@@ -23,30 +23,28 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 from perturblab import __version__
-from perturblab.claims import held, is_held
+from perturblab.claims import Claim, held, is_held
 from perturblab.files import (
+    as_json,
+    digest_line,
     digest_path,
-    keep_aside,
+    put,
     read_checked,
     read_json,
-    remove_temporaries,
-    write_atomic,
-    write_checked,
-    write_json,
     writing_to,
 )
+from perturblab.rows import Row, RowFile, noted_rows, read_rows, rows_note
 from perturblab.settings import Settings
 from perturblab.signals import Interrupted
-from perturblab.terminal import UserError, say, warn
+from perturblab.terminal import UserError, warn
 
 SCHEMA_VERSION = 1
 KEPT_CHECKPOINTS = 2
 
 Status = Literal["done", "running", "failed", "interrupted", "pending"]
-Row = dict[str, Any]
 
 
 class Diverged(UserError):
@@ -54,12 +52,13 @@ class Diverged(UserError):
 
 
 class RunFolder:
-    """One run. Constructing it reads; only ``claimed`` work writes."""
+    """One run. Constructing it reads; only ``claimed`` work writes, and only through the claim (``write``)."""
 
     def __init__(self, path: Path, settings: Settings) -> None:
         self.path, self.settings = path, settings
         self.rows: list[Row] = []
-        self._rows_file: IO[bytes] | None = None
+        self._claim: Claim | None = None
+        self._open: dict[str, RowFile] = {}
 
     @property
     def id(self) -> str:
@@ -73,7 +72,7 @@ class RunFolder:
     def status(self) -> Status:
         if self.done:
             return "done"
-        if is_held(self.path / "claim"):
+        if is_held(self.path):
             return "running"
         if (self.path / "failure.json").exists():
             return "failed"
@@ -93,20 +92,42 @@ class RunFolder:
     # ---- working in the folder -----------------------------------------------------------------------------
 
     @contextmanager
-    def claimed(self) -> Iterator[None]:
-        """Hold the folder: a second process is refused, and a dead holder's lock falls by itself (flock)."""
+    def claimed(self, poll: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Hold the folder: a second process is refused (Busy), a dead one's place is taken over (``claims.held``)."""
         with writing_to(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-        with held(self.path / "claim"):
-            for stale in self.path.glob(".*.tmp"):  # left by a kill in the middle of a write
-                stale.unlink(missing_ok=True)
+        with held(self.path, poll) as self._claim:
             if not (self.path / "settings.json").exists():
-                write_json(self.path / "settings.json", self.settings.model_dump(mode="json"))
-            self.rows = read_rows(self.path / "rows.jsonl")
+                self.write("settings.json", as_json(self.settings.model_dump(mode="json")))
+            self.rows = self._rows_since("results.json" if self.done else "")
             try:
                 yield
             finally:
                 self._close_rows()
+                self._claim = None
+
+    @property
+    def claim(self) -> Claim:
+        assert self._claim is not None, f"{self.path} is written to without a claim"
+        return self._claim
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write the file ``name``: whole or not at all, and not any more once another process has taken over."""
+        with self.claim.guarding():
+            put(self.path / name, data, self.claim.staging).close()
+
+    def write_checked(self, name: str, data: bytes, note: str = "") -> None:
+        """``write`` with a SHA-256 beside it, the digest first: a file without its digest is incomplete."""
+        self.write(f"{name}.sha256", digest_line(name, data, note))
+        self.write(name, data)
+
+    def remove(self, path: Path) -> None:
+        """Remove a file of this folder and its digest, unless another process has taken over."""
+        for one in (path, digest_path(path)):
+            with writing_to(one), contextlib.suppress(FileNotFoundError):
+                os.replace(one, self.claim.staging / "removed")
+                os.unlink(self.claim.staging / "removed")
+        self.claim.check()
 
     def log(self, **row: Any) -> None:
         """Append one row of measurements; units stand in the names, no wall-clock times.
@@ -118,27 +139,21 @@ class RunFolder:
                 raise Diverged(
                     f"{name} is not finite in epoch {row.get('epoch')}: training diverged; try a lower learning rate"
                 )
-        line = (json.dumps(row, allow_nan=False) + "\n").encode()
-        with writing_to(self.path / "rows.jsonl"):
-            if self._rows_file is None:
-                self._rows_file = open(self.path / "rows.jsonl", "ab", buffering=0)  # noqa: SIM115
-            while line:  # a disk that fills up takes a part without a word, and refuses the next
-                line = line[self._rows_file.write(line) :]
+        self._row_file("rows.jsonl", self.rows).append(row)
         self.rows.append(row)
 
     def drop_rows_from(self, epoch: int) -> None:
         """Forget rows of ``epoch`` and later (and a torn last line): they are about to be measured again."""
         self._close_rows()
         self.rows = [row for row in self.rows if row["epoch"] < epoch]
-        lines = "".join(json.dumps(row, allow_nan=False) + "\n" for row in self.rows)
         if self.rows or (self.path / "rows.jsonl").exists():
-            write_atomic(self.path / "rows.jsonl", lines.encode())
+            self._row_file("rows.jsonl", self.rows)
 
     def log_time(self, epoch: int, seconds: float) -> None:
         ended = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
+        before = [] if "timings.jsonl" in self._open else list(self.timings().values())
         row = {"epoch": epoch, "seconds": round(seconds, 3), "ended": ended}
-        with writing_to(self.path / "timings.jsonl"), open(self.path / "timings.jsonl", "a") as file:
-            file.write(json.dumps(row) + "\n")
+        self._row_file("timings.jsonl", before).append(row)
 
     def timings(self) -> dict[int, Row]:
         """``seconds`` and ``ended`` (UTC) of each epoch, of one that was done twice the last."""
@@ -152,7 +167,7 @@ class RunFolder:
         path = self.path / "manifest.json"
         if not path.exists():
             about = {"perturblab": __version__, "schema_version": SCHEMA_VERSION, "run_id": self.id}
-            write_json(path, {**about, "machine": machine, "data": data})
+            self.write("manifest.json", as_json({**about, "machine": machine, "data": data}))
         first: dict[str, Any] = read_json(path)
         if first["data"] != data:
             raise UserError(
@@ -164,9 +179,9 @@ class RunFolder:
     def save_checkpoint(self, epoch: int, step: int, data: bytes) -> None:
         """Keep ``data`` as the state after ``step`` steps of ``epoch``; rows so far reach the disk before it."""
         self._sync_rows()
-        write_checked(self.path / f"checkpoint-{epoch:06d}-{step:08d}.pt", data)
+        self.write_checked(f"checkpoint-{epoch:06d}-{step:08d}.pt", data, rows_note(self.rows))
         for old in self.checkpoints()[:-KEPT_CHECKPOINTS]:
-            _remove_checked(old)
+            self.remove(old)
 
     def checkpoints(self) -> list[Path]:
         return sorted(self.path.glob("checkpoint-*.pt"))
@@ -177,9 +192,10 @@ class RunFolder:
         for path in reversed(found):
             data = read_checked(path)
             if data is not None:
+                self._rows_since(path.name)
                 return data
             warn(f"{path} is damaged (its SHA-256 differs); going on from an earlier state")
-            _remove_checked(path)
+            self.remove(path)
         if found:
             raise UserError(
                 f"every checkpoint of {self.path} is damaged; run the same command again to start anew"
@@ -191,28 +207,39 @@ class RunFolder:
         self._sync_rows()
         self._close_rows()
         content = {"schema_version": SCHEMA_VERSION, "run_id": self.id, **results}
-        text = json.dumps(content, allow_nan=False, indent=1) + "\n"
-        write_checked(self.path / "results.json", text.encode())
-        (self.path / "failure.json").unlink(missing_ok=True)
+        self.write_checked("results.json", as_json(content), rows_note(self.rows))
+        self.remove(self.path / "failure.json")
         self.clear_checkpoints()
 
     def clear_checkpoints(self) -> None:
-        for path in self.path.glob("checkpoint-*"):  # also a digest whose checkpoint a kill prevented
-            path.unlink(missing_ok=True)
+        for path in sorted(self.path.glob("checkpoint-*")):  # also a digest whose checkpoint a kill prevented
+            if path.suffix != ".sha256" or not path.with_suffix("").exists():
+                self.remove(path)
 
     def fail(self, kind: str, message: str) -> None:
         with contextlib.suppress(UserError):  # a full disk: the message on the terminal must do
-            write_json(self.path / "failure.json", {"kind": kind, "message": message})
+            self.write("failure.json", as_json({"kind": kind, "message": message}))
+
+    def _rows_since(self, name: str) -> list[Row]:
+        """The rows on disk. UserError if some are gone that were there when the file ``name`` was written."""
+        return read_rows(self.path / "rows.jsonl", noted_rows(self.path / name) if name else 0)
+
+    def _row_file(self, name: str, rows: list[Row]) -> RowFile:
+        """The open file, made anew from ``rows`` when this process writes to it for the first time."""
+        if name not in self._open:
+            with self.claim.guarding():
+                self._open[name] = RowFile(self.path / name, rows, self.claim.staging)
+        return self._open[name]
 
     def _sync_rows(self) -> None:
-        if self._rows_file is not None:
+        if "rows.jsonl" in self._open:
             with writing_to(self.path / "rows.jsonl"):
-                os.fsync(self._rows_file.fileno())
+                os.fsync(self._open["rows.jsonl"].file.fileno())
 
     def _close_rows(self) -> None:
-        if self._rows_file is not None:
-            self._rows_file.close()
-            self._rows_file = None
+        for rows in self._open.values():
+            rows.file.close()
+        self._open = {}
 
 
 def run_folder(settings: Settings, name: str, runs_dir: str | Path) -> RunFolder:
@@ -220,9 +247,17 @@ def run_folder(settings: Settings, name: str, runs_dir: str | Path) -> RunFolder
     return RunFolder(Path(runs_dir) / settings.study / f"{name}-{settings.id}", settings)
 
 
-def perform(run: RunFolder, work: Callable[[RunFolder], None], export: Callable[[RunFolder], None]) -> None:
-    """Do ``work`` unless it is done, then write its exports. Failures are recorded in the folder and raised."""
-    with run.claimed():
+def perform(
+    run: RunFolder,
+    work: Callable[[RunFolder], None],
+    export: Callable[[RunFolder], None],
+    poll: Callable[[], None] = lambda: None,
+) -> None:
+    """Do ``work`` unless it is done, then write its exports. Failures are recorded in the folder and raised.
+
+    ``poll`` is called while another process, which may be dead, is waited for.
+    """
+    with run.claimed(poll):
         if run.done:
             run.clear_checkpoints()  # left by a kill between the results and the clearing
         else:
@@ -231,7 +266,7 @@ def perform(run: RunFolder, work: Callable[[RunFolder], None], export: Callable[
 
 
 def _attempt(run: RunFolder, work: Callable[[RunFolder], None]) -> None:
-    (run.path / "failure.json").unlink(missing_ok=True)  # it told of the attempt before
+    run.remove(run.path / "failure.json")  # it told of the attempt before
     try:
         work(run)
     except (Interrupted, KeyboardInterrupt):
@@ -244,56 +279,3 @@ def _attempt(run: RunFolder, work: Callable[[RunFolder], None]) -> None:
             "failed", f"{type(error).__name__}: {error}" if not isinstance(error, UserError) else str(error)
         )
         raise
-
-
-def publish(run: RunFolder, source: Path, target: Path, owner: Callable[[Path], str | None]) -> None:
-    """Copy ``source`` of a done run to its documented name; say so when that name held another run's file.
-
-    ``owner`` reads the run id in an existing target. A file that no run of ours wrote is kept beside it. UserError
-    if ``source`` was altered since it was written.
-    """
-    data = read_checked(source)
-    if data is None:
-        raise UserError(f"{source} is damaged; remove {run.path} and run again")
-    with writing_to(target):
-        remove_temporaries(target, run.id)
-        there = target.read_bytes() if target.exists() else None
-    if there == data:
-        return
-    if there is not None:
-        previous = owner(target)
-        if previous is None:
-            keep_aside(target, there, run.id)
-        elif previous != run.id:
-            say(f"{target} now holds run {run.id}; it held run {previous}")
-    write_atomic(target, data, run.id)
-
-
-def read_rows(path: Path) -> list[Row]:
-    """The rows written so far; a torn last line (killed while writing) is dropped, other damage is an error."""
-    if not path.exists():
-        return []
-    lines = path.read_bytes().split(b"\n")
-    rows = []
-    for number, line in enumerate(lines, 1):
-        try:
-            if line:
-                rows.append(_row(line))
-        except ValueError:
-            if number < len(lines):
-                raise UserError(
-                    f"{path}, line {number} is damaged; remove {path.parent} and run again"
-                ) from None
-    return rows
-
-
-def _row(line: bytes) -> Row:
-    row = json.loads(line)
-    if not isinstance(row, dict) or not isinstance(row.get("epoch"), int):
-        raise ValueError("not a row")
-    return row
-
-
-def _remove_checked(path: Path) -> None:
-    path.unlink(missing_ok=True)
-    digest_path(path).unlink(missing_ok=True)

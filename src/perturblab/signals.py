@@ -8,7 +8,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-REQUEUE, SGE_REQUEUE, INTERRUPTED = 75, 99, 130
+BUSY, REQUEUE, SGE_REQUEUE, INTERRUPTED = 69, 75, 99, 130
+
+
+def busy_code() -> int:
+    """69 (EX_UNAVAILABLE): another process is at this run; Grid Engine is asked to try again later (99)."""
+    return SGE_REQUEUE if in_sge() else BUSY
+
+
+def in_sge() -> bool:
+    return "SGE_ROOT" in os.environ and "JOB_ID" in os.environ
 
 
 class Interrupted(Exception):
@@ -23,8 +32,7 @@ class Interrupted(Exception):
         """130 after Ctrl-C; else 75 (EX_TEMPFAIL: run me again), which Grid Engine spells 99."""
         if self.number == signal.SIGINT:
             return INTERRUPTED
-        in_sge = "SGE_ROOT" in os.environ and "JOB_ID" in os.environ
-        return SGE_REQUEUE if in_sge else REQUEUE
+        return SGE_REQUEUE if in_sge() else REQUEUE
 
 
 class StopFlag:

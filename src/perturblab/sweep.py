@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from perturblab.launch import Cell, Outcome
+from perturblab.launch import Cell, Launch, Outcome
+from perturblab.launch.ends import KILLED
 from perturblab.launch.local import run_cells
 from perturblab.runs import RunFolder
 from perturblab.signals import stop_on_signals
-from perturblab.terminal import duration, progress, say
+from perturblab.terminal import UserError, duration, progress, say
 
 
 class SomeFailed(Exception):
@@ -39,34 +42,44 @@ class Plan:
         return self.folder(cell).path / "log.txt"
 
 
-def run_plan(plan: Plan, jobs: int) -> list[Outcome]:
+def run_plan(plan: Plan, jobs: int, launch: Launch | None = None) -> list[Outcome]:
     """Run what is missing, ``jobs`` at a time, going on after failures; an outcome per cell, in order.
 
-    One at a time shows each run's own progress; several show one bar over the runs, output in their log files.
+    One at a time shows each run's own progress; several show one bar over the runs, output in their log files, and
+    so does ``launch``, another way to start them than as processes of this machine.
     """
     missing = plan.missing()
     done = len(plan.cells) - len(missing)
     if done:
         say(f"{done} of {len(plan.cells)} runs are done already")
-    if jobs == 1:
+    if jobs == 1 and launch is None:
         return _merge(plan, _one_by_one(plan, missing))
-    return _merge(plan, _side_by_side(plan, missing, jobs))
+    return _merge(plan, _side_by_side(plan, missing, jobs, launch or run_cells))
 
 
 def _one_by_one(plan: Plan, missing: list[Cell]) -> list[Outcome]:
     with stop_on_signals() as stop:
-        return run_cells(missing, lambda cell: None, 1, stop, lambda outcome: None, plan.preload)
+        return run_cells(missing, lambda cell: None, 1, stop, partial(record, plan), plan.preload)
 
 
-def _side_by_side(plan: Plan, missing: list[Cell], jobs: int) -> list[Outcome]:
+def _side_by_side(plan: Plan, missing: list[Cell], jobs: int, launch: Launch) -> list[Outcome]:
     ended = Counter[str]()
     with stop_on_signals() as stop, progress("runs", len(missing)) as advance:
 
         def tell(outcome: Outcome) -> None:
+            record(plan, outcome)
             ended[outcome.status] += 1
             advance(ended.total(), f"{outcome.cell.name} {outcome.status} in {duration(outcome.seconds)}")
 
-        return run_cells(missing, plan.log, jobs, stop, tell, plan.preload)
+        return launch(missing, plan.log, jobs, stop, tell, plan.preload)
+
+
+def record(plan: Plan, outcome: Outcome) -> None:
+    """A run that was killed could not say so itself: note it, so that ``status`` tells why and ``retry`` finds it."""
+    run = plan.folder(outcome.cell)
+    if outcome.reason.startswith(KILLED) and run.status == "interrupted":
+        with contextlib.suppress(UserError), run.claimed():
+            run.fail("killed", outcome.reason)
 
 
 def _merge(plan: Plan, outcomes: list[Outcome]) -> list[Outcome]:
@@ -84,6 +97,9 @@ def explain_failures(
         folder = plan.folder(outcome.cell)
         reason = folder.failure() if (folder.path / "failure.json").exists() else outcome.reason
         reasons.setdefault(f"{outcome.status}: {reason}", []).append(outcome.cell.name)
+    elsewhere = sum(outcome.status == "elsewhere" for outcome in outcomes)
+    if elsewhere:
+        say(f"{elsewhere} are being run by another process")
     for reason, names in reasons.items():
         say(f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''} {reason}")
     if failed:

@@ -27,8 +27,9 @@ worker_threads          2
 scheduler_threads       1
 E
 echo $H > "$D/cell/common/act_qmaster"
-# root may run jobs (default min_uid 1000); spool under $D
-sed "s#^execd_spool_dir .*#execd_spool_dir $D/execd#; s/^min_uid .*/min_uid 0/; s/^min_gid .*/min_gid 0/; s/^shell_start_mode .*/shell_start_mode unix_behavior/" /usr/share/gridengine/default-configuration > "$D/conf"
+# root may run jobs (default min_uid 1000); spool under $D; with reports each second a job that ended with 99 is back
+# in 4 s, not in 23 to 93 (default 40 s)
+sed "s/^load_report_time .*/load_report_time 00:00:01/; s#^execd_spool_dir .*#execd_spool_dir $D/execd#; s/^min_uid .*/min_uid 0/; s/^min_gid .*/min_gid 0/; s/^shell_start_mode .*/shell_start_mode unix_behavior/" /usr/share/gridengine/default-configuration > "$D/conf"
 L=/usr/lib/gridengine
 $X $L/spoolinit berkeleydb libspoolb "$D/spooldb" init
 $X $L/spooldefaults configuration "$D/conf"

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+from perturblab.flags import OnCards
 from perturblab.launch.arrays import Resources
 from perturblab.settings import Command, Settings, flag
 
 
-class OfAGrid(Settings):
+class OfAGrid(OnCards):
     """Which grid, and what in it is changed."""
 
     grid: str = flag("", "A study, for its document's grid, or a FILE.yaml.", argument=True, where=True)
@@ -48,10 +49,14 @@ class RunGrid(Resources, OfAGrid):
 
     command = "run"
 
-    launcher: Literal["local", "script", "sge", "slurm"] = flag(
+    launcher: Literal["local", "script", "sge", "slurm", "dask"] = flag(
         "local",
-        "local: here and now; script: a shell script; sge, slurm: a script for an array of jobs.",
+        "local: here and now; script: a shell script; sge, slurm: a script for an array; dask: its workers.",
         where=True,
+    )
+    address: str = flag("", "Dask: tcp://HOST:PORT of a scheduler, or its file.", where=True)
+    cluster: Literal["local", "sge", "slurm"] = flag(
+        "local", "Dask: start its workers here, or as jobs.", where=True
     )
     output: str = flag("run_all.sh", "The script that --launcher script writes.", where=True)
     submit: bool = flag(False, "Submit the array with qsub or sbatch; else only write it.", where=True)
@@ -63,10 +68,68 @@ class RetryGrid(RunGrid):
     command = "retry"
 
 
+class WatchGrid(OfAGrid):
+    """Follow a grid, from any terminal or machine, until nothing runs and nothing is missing. Writes nothing.
+
+    On a terminal it is a screen that lives; elsewhere a line when something has changed. Ctrl-C ends the watching only.
+    """
+
+    command = "watch"
+
+    every: float = flag(2.0, "Seconds between two looks.", where=True, ge=0.1)
+
+
+class CompareGrid(Settings):
+    """In what two sets of finished runs differ, and what came of it, paired over seeds. Writes nothing unless asked.
+
+    A and B are each the folder of a run, a folder with such folders in it, a study or a FILE.yaml.
+    """
+
+    command = "compare"
+
+    a: str = flag(..., "A run's folder, a folder of runs, a study or a FILE.yaml.", argument=True, where=True)
+    b: str = flag(..., "What it is compared with.", argument=True, where=True)
+    given: tuple[str, ...] = flag(
+        (), "NAME=VALUE or NAME=v1,v2: only these runs of both; as often as needed.", "--set", where=True
+    )
+    given_a: tuple[str, ...] = flag((), "The same for A alone.", "--set_a", where=True)
+    given_b: tuple[str, ...] = flag((), "The same for B alone.", "--set_b", where=True)
+    runs_dir: str | None = flag(
+        None, "Where a study's or a file's runs are; else the file's, else ./perturblab_runs.", where=True
+    )
+    output: str = flag("", "Also write this .csv (every number) or .md (what is shown).", where=True)
+    all: bool = flag(False, "Show every number of every comparison.", where=True)
+
+
+class PruneGrid(Settings):
+    """Show what old state of runs fills the disk; with --yes remove it. Results are kept unless --done says otherwise.
+
+    Old are what failed or stopped runs left and nobody touched for --older_than days; of any run, temporary files and
+    claims of processes that died; of finished runs, checkpoints and logs. Exported files are never touched.
+    """
+
+    command = "prune"
+
+    grid: str = flag(
+        "", "A study or a FILE.yaml: only its runs; else all of --runs_dir.", argument=True, where=True
+    )
+    given: tuple[str, ...] = flag((), "NAME=VALUE or NAME=v1,v2, as for plan.", "--set", where=True)
+    runs_dir: str | None = flag(
+        None, "Where runs keep their state; else the file's, else ./perturblab_runs.", where=True
+    )
+    older_than: float = flag(30.0, "Days that a run was not touched, to be old.", where=True, ge=0)
+    done: bool = flag(False, "Also finished runs that are old, with their results.", where=True)
+    yes: bool = flag(False, "Remove it; else it is only shown.", where=True)
+    all: bool = flag(False, "Show every run, however many there are.", where=True)
+
+
 COMMANDS: dict[str, Command] = {
     "plan": Command(PlanGrid, "perturblab.gridcommands.plan:plan"),
     "run": Command(RunGrid, "perturblab.gridcommands.run:run"),
     "status": Command(StatusOfGrid, "perturblab.gridcommands.status:status"),
+    "watch": Command(WatchGrid, "perturblab.gridcommands.watch:watch"),
+    "compare": Command(CompareGrid, "perturblab.gridcommands.compare:compare"),
+    "prune": Command(PruneGrid, "perturblab.gridcommands.prune:prune"),
     "retry": Command(RetryGrid, "perturblab.gridcommands.run:retry"),
 }
 

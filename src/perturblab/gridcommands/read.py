@@ -51,12 +51,17 @@ def runs_asked(s: OfAGrid) -> Runs:
 
 def heading(found: Found) -> None:
     """The study, its axes, and where the runs are."""
-    axes = " x ".join(f"{len(values)} {name}" for name, values in found.runs.axes.items())
-    where = found.seen[0].run.path.parent
-    say(f"{found.runs.study}: {len(found.seen)} runs{f' ({axes})' if axes else ''} in {where}")
+    say(title(found))
     lacking = function_of(found.grid.lacks)(found.runs.settings) if found.grid.lacks else ""
     if lacking:
         say(lacking)
+
+
+def title(found: Found) -> str:
+    """``"masked-loss: 6 runs (3 seed x 2 lr) in perturblab_runs/masked-loss"``."""
+    axes = " x ".join(f"{len(values)} {name}" for name, values in found.runs.axes.items())
+    where = found.seen[0].run.path.parent
+    return f"{found.runs.study}: {len(found.seen)} runs{f' ({axes})' if axes else ''} in {where}"
 
 
 def rows(every: Sequence[T], all: bool) -> Iterator[T]:

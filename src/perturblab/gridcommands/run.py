@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import shlex
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import cycle
 
-from perturblab.cpus import cores
 from perturblab.gridcommands import RetryGrid, RunGrid
 from perturblab.gridcommands.read import SHOWN, Found, counts, line, rows, runs_asked
 from perturblab.grids import function_of
 from perturblab.grids.cells import plan_of
 from perturblab.grids.states import Seen, State, look, only
-from perturblab.launch import Cell, Outcome
+from perturblab.launch import Cell, Launch, Outcome
 from perturblab.launch.arrays import JobFlags, Resources, hand_over, write_array
+from perturblab.launch.cards import at_a_time, cards_for
+from perturblab.launch.dask_cluster import JOBS, Cluster, check_installed
+from perturblab.launch.local import over
 from perturblab.launch.script import write_script
 from perturblab.sweep import Plan, SomeFailed, explain_failures, run_plan
 from perturblab.terminal import UserError, duration, say
@@ -33,8 +33,7 @@ def retry(s: RetryGrid) -> None:
 
 def carry_out(s: RunGrid, states: Sequence[State]) -> None:
     """Start the runs in these states, or write what does. SomeFailed if runs failed, now or before."""
-    if s.submit and s.launcher not in ("sge", "slurm"):
-        raise UserError("--submit needs --launcher sge or slurm")
+    check(s)
     runs = runs_asked(s)
     if runs.grid.prepare:
         function_of(runs.grid.prepare)(runs.settings)
@@ -46,23 +45,49 @@ def carry_out(s: RunGrid, states: Sequence[State]) -> None:
         say("nothing to run again: no run failed" if "failed" in states else "nothing is missing")
         leave(s, found, states)
         return
-    if s.launcher != "local":
+    if s.launcher not in ("local", "dask"):
         write(s, runs.study, [one.cell for one in todo])
         leave(s, found, states, ends=False)
         return
-    here(s, found, todo)
+    start(s, found, todo)
     leave(s, found, states)
 
 
-def here(s: RunGrid, found: Found, todo: Sequence[Seen]) -> None:
-    """Run them on this machine, and say how each ended."""
-    cells, cards = [one.cell for one in todo], cuda_cards([one.cell for one in todo])
-    jobs = s.jobs or cards or cores()
-    plan = replace(found.plan, cells=over_cards(cells, cards) if jobs > 1 < cards else cells)
-    say(f"{len(todo)} to run, {min(jobs, len(todo))} at a time")
-    outcomes = run_plan(plan, jobs)
+def check(s: RunGrid) -> None:
+    """UserError for flags that mean nothing beside the launcher, and for a launcher that is not installed."""
+    if s.submit and s.launcher not in ("sge", "slurm"):
+        raise UserError("--submit needs --launcher sge or slurm")
+    if (s.address or s.cluster != "local") and s.launcher != "dask":
+        raise UserError(f"--{'address' if s.address else 'cluster'} needs --launcher dask")
+    if s.address and (s.cluster != "local" or s.jobs):
+        raise UserError(
+            f"--address names workers that are there: leave --{'jobs' if s.jobs else 'cluster'} out"
+        )
+    if s.launcher == "dask":
+        check_installed()
+
+
+def start(s: RunGrid, found: Found, todo: Sequence[Seen]) -> None:
+    """Run them, here or on the workers of Dask, and say how each ended."""
+    plan = replace(found.plan, cells=[one.cell for one in todo])
+    jobs, launch = launcher(s, plan)
+    say(
+        f"{len(todo)} to run, "
+        + (f"{min(jobs, len(todo))} at a time" if jobs else f"by the workers of {s.address}")
+    )
+    outcomes = run_plan(plan, jobs, launch)
     show(plan, outcomes, s.all)
     explain_failures(plan, outcomes, f"run them again with: {line(s, 'retry')}")
+
+
+def launcher(s: RunGrid, plan: Plan) -> tuple[int, Launch | None]:
+    """How many at a time (0: the workers decide), and what starts them."""
+    here = not s.address and s.cluster == "local"
+    cards = cards_for((cell.settings for cell in plan.cells), s.jobs) if here else []
+    jobs = at_a_time(s.jobs, cards, s.per_gpu) if here else 0 if s.address else s.jobs or JOBS
+    if s.launcher == "local":
+        return jobs, over(cards, s.per_gpu, jobs)
+    return jobs, Cluster(s.address, s.cluster, s.mem, s.time, s.gpu, s.environment, s.prefix, cards).run_cells
 
 
 def show(plan: Plan, outcomes: Sequence[Outcome], every: bool) -> None:
@@ -102,30 +127,3 @@ def write(s: RunGrid, study: str, cells: Sequence[Cell]) -> None:
     flags = {name: getattr(s, name) for name in Resources.model_fields}
     jobs = JobFlags.parse({**flags, "scheduler": s.launcher, "submit": s.submit})
     hand_over([write_array(cells, jobs, study)], jobs)
-
-
-# ---- CUDA cards -----------------------------------------------------------------------------------------------------
-
-
-def cuda_cards(cells: Sequence[Cell]) -> int:
-    """How many there are for these runs; none where every run names its device."""
-    if not any(is_open(cell) for cell in cells) or shutil.which("nvidia-smi") is None:
-        return 0  # without the 2 s of importing torch
-    import torch
-
-    return torch.cuda.device_count()
-
-
-def over_cards(cells: Sequence[Cell], cards: int) -> list[Cell]:
-    """Each run that names no card on the next of them."""
-    turn = cycle(range(cards))
-    return [
-        replace(cell, settings=cell.settings.model_copy(update={"device": f"cuda:{next(turn)}"}))
-        if is_open(cell)
-        else cell
-        for cell in cells
-    ]
-
-
-def is_open(cell: Cell) -> bool:
-    return getattr(cell.settings, "device", "") in ("auto", "cuda")

@@ -16,6 +16,17 @@ from perturblab.settings import Settings
 
 
 @dataclass(frozen=True)
+class Measure:
+    """A number of a finished run. ``key``: where in results.json, ``a.b`` is b in a. ``name`` and ``unit``: as the
+    study's tables have it. ``times``: from what the file holds to that unit, 100 for a share as percent."""
+
+    key: str
+    name: str
+    unit: str = ""
+    times: float = 1.0
+
+
+@dataclass(frozen=True)
 class Grid:
     """The runs of a study that belong together.
 
@@ -44,6 +55,8 @@ class Grid:
     """``"module:function"``: what of that is not there yet, as a line ("" for nothing); no torch"""
     verify: str = ""
     """``"module:function"``: the document's own check of what is there, a line each; no torch"""
+    measures: tuple[Measure, ...] = ()
+    """what the study's tables show of a run, that by which runs are compared first"""
     then: str = ""
     """the command that shows what a finished grid found"""
 

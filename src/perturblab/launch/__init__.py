@@ -1,12 +1,20 @@
-"""Ways to start what is missing. A launcher is given cells (settings) and starts each as one command line."""
+"""Ways to start what is missing. A launcher is given cells (settings) and starts each as one command line.
+
+Those that wait for the runs (``local``, ``dask_cluster``) are a function ``Launch``, which ``perturblab.sweep`` calls.
+"""
 
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Literal, Protocol
 
 from perturblab.settings import Settings
+from perturblab.signals import StopFlag
+
+Status = Literal["done", "skipped", "failed", "not started", "elsewhere"]
 
 
 @dataclass(frozen=True)
@@ -23,9 +31,29 @@ class Cell:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a cell ended: ``skipped`` was done before; ``failed`` says why in ``reason``."""
+    """How a cell ended: ``skipped`` was done before; ``failed`` says why in ``reason``; ``elsewhere``: another process
+    holds its folder."""
 
     cell: Cell
-    status: Literal["done", "skipped", "failed", "not started"]
+    status: Status
     seconds: float = 0.0
     reason: str = ""
+
+
+class Launch(Protocol):
+    """Run every cell, ``jobs`` at a time, going on after failures; outcomes in the order of ``cells``.
+
+    Each cell's output goes to ``log_of(cell)``, or to this terminal if that is None. ``on_end`` is called as each
+    ends. When the flag is raised the running ones are asked to stop and save, and Interrupted is raised once they
+    have. ``preload``: modules that every run imports.
+    """
+
+    def __call__(
+        self,
+        cells: Sequence[Cell],
+        log_of: Callable[[Cell], Path | None],
+        jobs: int,
+        stop: StopFlag,
+        on_end: Callable[[Outcome], None],
+        preload: Sequence[str] = (),
+    ) -> list[Outcome]: ...

@@ -14,12 +14,15 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 from perturblab.cpus import cores
-from perturblab.launch import Cell, Outcome
+from perturblab.launch import Cell, Launch, Outcome
+from perturblab.launch.cards import Places
+from perturblab.launch.ends import outcome
 from perturblab.signals import Interrupted, StopFlag
 from perturblab.terminal import UserError
 
@@ -35,19 +38,7 @@ class _Process:
     started: float
 
     def outcome(self) -> Outcome:
-        seconds = time.monotonic() - self.started
-        code = self.process.exitcode or 0
-        if code == 0:
-            return Outcome(self.cell, "done", seconds)
-        return Outcome(self.cell, "failed", seconds, self._reason(code))
-
-    def _reason(self, code: int) -> str:
-        if code < 0:
-            return f"killed by {signal.Signals(-code).name}"
-        lines = self.log.read_text(errors="replace").strip().splitlines() if self.log else []
-        errors = [line for line in lines if line.startswith(("error: ", "stopped: "))]
-        last = (errors or lines or [""])[-1].removeprefix("error: ")
-        return last or f"exit code {code}"
+        return outcome(self.cell, self.process.exitcode or 0, time.monotonic() - self.started, self.log)
 
 
 def run_cells(
@@ -57,26 +48,26 @@ def run_cells(
     stop: StopFlag,
     on_end: Callable[[Outcome], None],
     preload: Sequence[str] = (),
+    places: Places | None = None,
 ) -> list[Outcome]:
-    """Run every cell, ``jobs`` at a time, going on after failures; outcomes in the order of ``cells``.
-
-    Each cell's output goes to ``log_of(cell)``, or to this terminal if that is None. When the flag is raised the
-    running ones are asked to stop and save, and Interrupted is raised once they have. ``preload``: modules that the
-    server of processes imports once.
-    """
+    """``Launch`` on this machine. ``preload``: what the server of processes imports once; ``places``: CUDA cards."""
     waiting, running = list(cells), list[_Process]()
     ended: dict[str, Outcome] = {}
     start = _starter(preload, jobs)
+    places = places or Places()
     try:
         while waiting or running:
             while waiting and len(running) < jobs and not stop:
+                placed = places.start(waiting[0])
+                if placed is None:
+                    break
                 cell = waiting.pop(0)
-                running.append(start(cell, log_of(cell)))
+                running.append(start(cell, placed.settings.arguments(), log_of(cell)))
             for process in [p for p in running if p.process.exitcode is not None]:
                 running.remove(process)
-                outcome = process.outcome()
-                ended[process.cell.name] = outcome
-                on_end(outcome)
+                places.end(process.cell)
+                ended[process.cell.name] = process.outcome()
+                on_end(ended[process.cell.name])
             if stop:
                 _stop(running)
                 raise Interrupted(stop.number)
@@ -87,17 +78,22 @@ def run_cells(
     return [ended.get(cell.name, Outcome(cell, "not started")) for cell in cells]
 
 
-def _starter(preload: Sequence[str], jobs: int) -> Callable[[Cell, Path | None], _Process]:
+def over(cards: Sequence[int], per_gpu: int, jobs: int) -> Launch | None:
+    """``run_cells`` with room on these cards; None (it as it is) where there is none or one run at a time."""
+    return partial(run_cells, places=Places(cards, per_gpu)) if cards and jobs > 1 else None
+
+
+def _starter(preload: Sequence[str], jobs: int) -> Callable[[Cell, list[str], Path | None], _Process]:
     """A function that starts one cell. Threads are shared out, else N runs of N threads fight for N cores."""
     context: Any = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
     if sys.platform == "linux":
         context.set_forkserver_preload(["perturblab.launch.session", *preload])
     threads = max(1, cores() // jobs)
 
-    def start(cell: Cell, log: Path | None) -> _Process:
+    def start(cell: Cell, words: list[str], log: Path | None) -> _Process:
         if log is not None:
             _touch(log)
-        process = context.Process(target=_run, args=(cell.settings.arguments(), log, threads))
+        process = context.Process(target=_run, args=(words, log, threads))
         before = {name: os.environ.get(name) for name in ONE_THREAD}
         os.environ.update(dict.fromkeys(ONE_THREAD, "1"))  # for the server, started with the first process
         try:

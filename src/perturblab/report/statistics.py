@@ -135,6 +135,17 @@ def too_few(n: int, level: float = 0.05) -> str | None:
     )
 
 
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p-values of several tests, corrected for their number (Holm 1979): each is at most alpha exactly where the
+    procedure that keeps the chance of one or more false findings below alpha rejects."""
+    order = np.argsort(p_values, kind="stable")
+    corrected, highest = [0.0] * len(p_values), 0.0
+    for place, index in enumerate(order):
+        highest = max(highest, min(1.0, (len(p_values) - place) * p_values[index]))
+        corrected[index] = highest
+    return corrected
+
+
 def rank_correlation(
     x: Sequence[float], y: Sequence[float], groups: Sequence[Hashable] | None = None
 ) -> RankCorrelation:

@@ -46,6 +46,17 @@ def as_text(table: Table, width: int = 100) -> str:
     return "\n".join([table.title, rule, lines[0], rule, *lines[1:], rule, *notes])
 
 
+def as_markdown(table: Table) -> str:
+    """The table as Markdown has it, under its title as a heading; notes below."""
+
+    def line(cells: Iterable[str]) -> str:
+        return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+    rule = line("---" if i in table.text else "---:" for i in range(len(table.columns)))
+    rows = [line(table.columns), rule, *map(line, table.rows)]
+    return "\n".join([f"### {table.title}", "", *rows, *(f"\n{note}" for note in table.notes)])
+
+
 def show(table: Table) -> None:
     """Print the table: in colour and as wide as the window on a terminal, as plain text elsewhere."""
     if sys.stdout.isatty():

@@ -23,7 +23,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import field_validator
 
 from perturblab.flags import Loading, each_once
-from perturblab.grids import Grid
+from perturblab.grids import Grid, Measure
 from perturblab.settings import Command, Settings, flag
 from perturblab.studies.adaptive_noise.training import (
     PUBLISHED,
@@ -289,8 +289,8 @@ GRID = Grid(
     presets={"preset": {"published": PUBLISHED}},
     named=("suffix", "optimizer", "momentum", "lr", "noise_type", "disable_adaptive_flags"),
     along=Train.with_baseline,
-    prepare="perturblab.studies.adaptive_noise.sweep:check",
-    then="perturblab adaptive-noise visualize",
+    prepare="perturblab.studies.adaptive_noise.sweep:check", then="perturblab adaptive-noise visualize",
+    measures=(Measure("final_metrics.test_acc", "Test", "%", 100), Measure("final_metrics.best_accuracy", "Val", "%", 100), Measure("final_metrics.generalization_gap.final_gap", "Gap", "points", 100)),
 )  # fmt: skip
 COMMANDS: dict[str, Command] = {
     "train": Command(Train, "perturblab.studies.adaptive_noise.run:train"),

@@ -11,10 +11,11 @@ from typing import Any
 from torch import Tensor
 
 from perturblab.checkpoints import to_bytes, to_cpu
-from perturblab.files import digest, read_json, write_checked
+from perturblab.exports import publish
+from perturblab.files import digest, read_json
 from perturblab.perturb.controller import ControllerSettings
 from perturblab.probes.sharpness import mean_sharpness
-from perturblab.runs import SCHEMA_VERSION, Row, RunFolder, publish
+from perturblab.runs import SCHEMA_VERSION, Row, RunFolder
 from perturblab.settings import is_where
 from perturblab.sites import SteppedModel
 from perturblab.studies.adaptive_noise import Train
@@ -73,13 +74,13 @@ def finish(
 ) -> None:  # fmt: skip
     """Write checkpoint, metrics and results into the run folder, which makes the run done."""
     state = to_bytes(to_cpu({f"model.{name}": value for name, value in weights.items()}))
-    write_checked(run.path / "best.pth", state)
+    run.write_checked("best.pth", state)
     found = results(s, run.rows, control)
     found["final_metrics"]["checkpoint_sha256"] = digest(state)
     found["data_sha256"] = read_json(run.path / "manifest.json")["data"]  # runs on other images are no pair
     found |= {"parameters": sum(p.numel() for p in model.parameters()), "classes": list(classes)}
     for name, data in metrics(run, found).items():
-        write_checked(run.path / name, data)
+        run.write_checked(name, data)
     run.finish(found)
 
 

@@ -43,7 +43,7 @@ def train(settings: Train) -> None:
     controller_of(settings)  # what contradicts itself is told before anything is loaded
     s, run = folder(settings)
     with stop_on_signals() as stop:
-        perform(run, partial(work, s, stop), partial(export, s))
+        perform(run, partial(work, s, stop), partial(export, s), stop.check)
     found = run.results()["final_metrics"]
     say(
         f"{s.name}: test {100 * found['test_acc']:.2f} %, loss {found['test_loss']:.4f} (best of {s.epochs} epochs by validation: "

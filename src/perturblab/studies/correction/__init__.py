@@ -25,7 +25,7 @@ from typing import Literal
 from pydantic import field_validator
 
 from perturblab.flags import Loading, Machine, each_once, listed
-from perturblab.grids import Grid
+from perturblab.grids import Grid, Measure
 from perturblab.settings import Command, Settings, flag
 from perturblab.studies.correction.making import DATASET, BuildData, Convert
 
@@ -262,6 +262,10 @@ GRID = Grid(
     epochs="max_epochs",
     prepare="perturblab.studies.correction.planned:prepare",
     lacks="perturblab.studies.correction.planned:lacks",
+    measures=(
+        Measure("test_accuracy", "test accuracy", "%", 100), Measure("val_accuracy", "validation accuracy", "%", 100),
+        Measure("reliance.accuracy_drop", "lost when the dots move", "points", 100),
+    ),
     then="perturblab correction run --experiment full_grid_search",
 )  # fmt: skip
 """The document's full_grid_search."""

@@ -11,12 +11,13 @@ import torch
 
 from perturblab.checkpoints import read_checkpoint, to_bytes, to_cpu
 from perturblab.experiment import check_trainable, resolved, settle, start
-from perturblab.files import digest, remove_temporaries, write_atomic, write_checked
+from perturblab.exports import publish
+from perturblab.files import digest, remove_temporaries, write_atomic
 from perturblab.images import ShuffledSource
 from perturblab.measure import score
 from perturblab.objectives.cross_entropy import CrossEntropy
 from perturblab.probes.reliance import reliance
-from perturblab.runs import RunFolder, perform, publish, run_folder
+from perturblab.runs import RunFolder, perform, run_folder
 from perturblab.schedules import constant
 from perturblab.signals import StopFlag, stop_on_signals
 from perturblab.streams import seeded
@@ -36,7 +37,7 @@ def train(settings: TrainBase) -> None:
     s = resolved(settings.model_copy(update={"data_sha256": digest_now}))
     run = run_folder(s, "base", s.runs_dir)
     with stop_on_signals() as stop:
-        perform(run, partial(work, s, stop), partial(export, Path(s.base_model)))
+        perform(run, partial(work, s, stop), partial(export, Path(s.base_model)), stop.check)
     found = run.results()["reliance"]
     say(
         f"{s.base_model}: {found['accuracy_confounded']:.4f} on dotted test digits, {found['accuracy_original']:.4f} on plain "
@@ -71,7 +72,7 @@ def work(s: TrainBase, stop: StopFlag, run: RunFolder) -> None:
             told = ", ".join(f"{share:.4f} {name}" for name, share in on_test.items())
             say(f"base epoch {epoch.number}/{plan.epochs}  loss {means['train_loss']:.4f}  test {told}")
     weights = read_checkpoint(run.checkpoints()[-1])["model"]
-    write_checked(run.path / "model.pth", to_bytes(to_cpu(dict(weights))))
+    run.write_checked("model.pth", to_bytes(to_cpu(dict(weights))))
     found = reliance(model, plain, dotted, s.precision)
     about = {"epochs": plan.epochs, "seed": s.seed, "data_sha256": s.data_sha256, "n": len(images)}
     run.finish({**about, "reliance": found, "settings": s.identity()})

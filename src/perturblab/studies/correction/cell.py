@@ -10,7 +10,6 @@ import torch
 
 from perturblab.checkpoints import to_bytes, to_cpu
 from perturblab.experiment import resolved, settle, start
-from perturblab.files import write_checked
 from perturblab.images import ImageSet
 from perturblab.measure import Score, predictions, score
 from perturblab.objectives import Objective
@@ -42,7 +41,7 @@ def train(settings: Train) -> None:
     asked = named(settings)
     run = folder(asked)
     with stop_on_signals() as stop:
-        perform(run, partial(work, resolved(asked), asked, stop), partial(export, asked))
+        perform(run, partial(work, resolved(asked), asked, stop), partial(export, asked), stop.check)
     found = run.results()
     say(
         f"{asked.name}: validation {found['val_accuracy']:.4f}, test {found['test_accuracy']:.4f} on plain digits, "
@@ -132,7 +131,7 @@ def samples(parts: Parts) -> dict[str, ImageSet]:
 
 def keep_samples(run: RunFolder, parts: Parts) -> None:
     for name, images in samples(parts).items():
-        write_checked(run.path / f"{name}.png", image_grid(images.images[:, 0].numpy()))
+        run.write_checked(f"{name}.png", image_grid(images.images[:, 0].numpy()))
 
 
 def predicted(s: Train, model: SteppedModel, parts: Parts) -> dict[str, str]:
@@ -189,7 +188,7 @@ def finish(s: Train, run: RunFolder, model: SteppedModel, parts: Parts, before: 
     """Write the best weights and the results into the run folder, which makes the run done."""
     best = best_row(s.min_delta, run.rows)
     assert best is not None
-    write_checked(run.path / "best_model.pth", to_bytes(to_cpu(dict(model.state_dict()))))
+    run.write_checked("best_model.pth", to_bytes(to_cpu(dict(model.state_dict()))))
     stopped = out_of_patience(s.min_delta, s.early_stopping_patience, run.rows)
     sizes = {"train": len(parts.train), "validation": len(parts.validation), "test": len(parts.plain)}
     run.finish({

@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from perturblab.exports import publish
 from perturblab.files import digest, read_checked, remove_temporaries, write_atomic
 from perturblab.report.events import Event, event_file, file_name, run_id_of
-from perturblab.runs import Row, RunFolder, publish
+from perturblab.runs import Row, RunFolder
 from perturblab.studies.correction import Train
 from perturblab.studies.correction.layout import owner_by_sidecar, sidecar
 from perturblab.terminal import say, warn

@@ -22,7 +22,7 @@ from typing import ClassVar, Literal
 from pydantic import field_validator
 
 from perturblab.flags import Fitting, Predictions, Suffixed, each_once, is_upright
-from perturblab.grids import Grid
+from perturblab.grids import Grid, Measure
 from perturblab.launch.arrays import JobFlags
 from perturblab.settings import Command, Settings, flag, is_where
 
@@ -156,6 +156,14 @@ GRID = Grid(
     {"arch": ARCHITECTURES, "seed": (0, 1, 2)},
     "perturblab.studies.first_layer_mi.jobs:plan_of_runs",
     verify="perturblab.studies.first_layer_mi.verification:verify",
+    measures=(
+        Measure("final_test_acc", "Test", "%"),
+        Measure("final_train_acc_clean", "Train", "%"),
+        Measure("final_gen_gap", "Gap", "points"),
+        Measure("final_mi_full", "MI full", "nats"),
+        Measure("final_mean_mi_masked", "MI masked", "nats"),
+        Measure("final_mi_diff", "Diff", "nats"),
+    ),
     then="perturblab first-layer-mi visualize",
 )
 COMMANDS: dict[str, Command] = {

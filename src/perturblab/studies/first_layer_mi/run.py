@@ -12,7 +12,6 @@ import torch
 from perturblab.augment import AUGMENTS, cutmix
 from perturblab.checkpoints import read_checkpoint, to_bytes, to_cpu
 from perturblab.experiment import arrays_to_bytes, carry_out, check_trainable, prepare, resolved
-from perturblab.files import write_checked
 from perturblab.images import ImageSet, ShuffledSource
 from perturblab.information import too_few
 from perturblab.measure import score
@@ -141,7 +140,7 @@ def finish(s: Train, run: RunFolder) -> None:
         "run_id": run.id,
         "schema_version": SCHEMA_VERSION,
     }
-    write_checked(run.path / "final.pt", to_bytes(to_cpu(content)))
+    run.write_checked("final.pt", to_bytes(to_cpu(content)))
     keep(run, "results.npz", as_arrays(results))
     run.finish(results)
 
@@ -149,4 +148,4 @@ def finish(s: Train, run: RunFolder) -> None:
 def keep(run: RunFolder, name: str, arrays: Mapping[str, Any]) -> None:
     """Write arrays into the run folder, with the run's name in them."""
     about = {"run_id": run.id, "schema_version": SCHEMA_VERSION}
-    write_checked(run.path / name, arrays_to_bytes({**about, **arrays}))
+    run.write_checked(name, arrays_to_bytes({**about, **arrays}))

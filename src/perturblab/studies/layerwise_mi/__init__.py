@@ -21,7 +21,7 @@ from typing import Any, Literal
 from pydantic import field_validator
 
 from perturblab.flags import Loading, Machine, Predictions, Sgd, Suffixed
-from perturblab.grids import Grid
+from perturblab.grids import Grid, Measure
 from perturblab.settings import Command, Settings, flag
 
 Model = Literal["vgg9", "vgg11", "vgg13", "vgg16", "vgg19", "all"]
@@ -205,6 +205,11 @@ GRID = Grid(
     "perturblab.studies.layerwise_mi.each:plan_of_runs",
     named=("seed",),
     apart="checkpoint_dir",
+    measures=(
+        Measure("final_test_acc", "final test", "%"),
+        Measure("final_train_acc", "final train", "%"),
+        Measure("best_test_acc", "best test", "%"),
+    ),
     then="perturblab layerwise-mi evaluate",
 )
 COMMANDS: dict[str, Command] = {

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from perturblab.checkpoints import to_bytes, to_cpu
-from perturblab.files import digest_path, read_checked, write_checked
+from perturblab.files import read_checked
 from perturblab.runs import Row, RunFolder
 from perturblab.studies.layerwise_mi import Train
 from perturblab.terminal import UserError
@@ -36,13 +36,12 @@ def keep(s: Train, run: RunFolder, row: Row, content: Callable[[], dict[str, Any
     """
     if not is_better(s, row, run.rows):
         return
-    write_checked(_path(run, row["epoch"]), to_bytes(to_cpu(content())))
+    run.write_checked(_path(run, row["epoch"]).name, to_bytes(to_cpu(content())))
     restarts = [int(path.stem.split("-")[1]) for path in run.checkpoints()]
     before = [[r for r in run.rows if r["epoch"] < epoch] for epoch in (*restarts, row["epoch"])]
     needed = {_path(run, best_epoch(s, rows)) for rows in before if rows} | {_path(run, row["epoch"])}
     for path in set(run.path.glob("checkpoint-best-*.pth")) - needed:
-        path.unlink()
-        digest_path(path).unlink(missing_ok=True)
+        run.remove(path)
 
 
 def best(s: Train, run: RunFolder) -> bytes:

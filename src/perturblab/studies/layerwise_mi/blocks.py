@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import io
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from perturblab.experiment import arrays_to_bytes
-from perturblab.files import read_checked, write_checked
+from perturblab.files import read_checked
 from perturblab.images import ImageSet
 from perturblab.runs import RunFolder
 from perturblab.sites import Site
@@ -26,10 +25,10 @@ class Blocks(dict[int, Tensor]):
     What is put in is written to the run folder; what is there when it is made is read. A damaged block is left out.
     """
 
-    def __init__(self, folder: Path, layer: int) -> None:
+    def __init__(self, run: RunFolder, layer: int) -> None:
         super().__init__()
-        self.folder, self.name = folder, f"checkpoint-predictions-{layer:02d}"  # cleared when the run is done
-        for path in folder.glob(f"{self.name}-*.npy"):
+        self.run, self.name = run, f"checkpoint-predictions-{layer:02d}"  # cleared when the run is done
+        for path in run.path.glob(f"{self.name}-*.npy"):
             if (data := read_checked(path)) is not None:
                 array = np.load(io.BytesIO(data), allow_pickle=False)
                 super().__setitem__(int(path.stem.rsplit("-", 1)[1]), torch.from_numpy(array))
@@ -37,7 +36,7 @@ class Blocks(dict[int, Tensor]):
     def __setitem__(self, first: int, predicted: Tensor) -> None:
         buffer = io.BytesIO()
         np.save(buffer, predicted.numpy(), allow_pickle=False)
-        write_checked(self.folder / f"{self.name}-{first:06d}.npy", buffer.getvalue())
+        self.run.write_checked(f"{self.name}-{first:06d}.npy", buffer.getvalue())
         super().__setitem__(first, predicted)
 
     @property
@@ -55,7 +54,7 @@ def finish(
     """Write the predictions and the results into the run folder, which makes the run done."""
     predicted = np.full((len(layers), max(len(m) for _, m in layers.values()), len(data)), ABSENT, np.int16)
     for row, (index, (_, masks)) in zip(predicted, layers.items(), strict=True):
-        row[: len(masks)] = Blocks(run.path, index).whole().numpy()
+        row[: len(masks)] = Blocks(run, index).whole().numpy()
     arrays = {
         "layer_names": np.array([site.weights for site, _ in layers.values()]),
         "layer_idx": np.array(list(layers)),
@@ -65,5 +64,5 @@ def finish(
         "full_predictions": full.cpu().to(torch.int16).numpy(),
         "run_id": np.array(run.id),
     }
-    write_checked(run.path / "predictions.npz", arrays_to_bytes(arrays))
+    run.write_checked("predictions.npz", arrays_to_bytes(arrays))
     run.finish(documented(s, run.rows, {index: site for index, (site, _) in layers.items()}))

@@ -83,7 +83,7 @@ def evaluate(settings: Evaluate) -> None:
     read_entries(settings.results_file)  # a damaged one is told now, not after the work
     run = run_folder(s, f"evaluate-{s.model}-{Path(s.checkpoint).stem}", s.runs_dir)
     with stop_on_signals() as stop:
-        perform(run, partial(work, s, settings, opened, stop), partial(export, settings))
+        perform(run, partial(work, s, settings, opened, stop), partial(export, settings), stop.check)
     show(table(settings))
     say(f"-> {settings.results_file}" + (f", {s.save_predictions}" if s.save_predictions else ""))
 
@@ -241,7 +241,7 @@ def measure(
     """Log a row per subset. Predictions reach the disk before the rows that follow from them."""
     model, data = subject.model, subject.data
     ablation = Ablation(site.name, masks, fill_value(model, site.name, s.ablation, data))
-    blocks, logged = Blocks(run.path, index), len(of_layer(run.rows, index))
+    blocks, logged = Blocks(run, index), len(of_layer(run.rows, index))
     with progress(f"{s.model} {site.name}", len(data), blocks.images) as advance:
         rows = information_left(
             model, data, ablation, precision=s.precision, calibration=subject.calibration, memory=int(s.memory * 2**30),

@@ -9,12 +9,12 @@ from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any
 
-from perturblab.claims import waited_for
 from perturblab.experiment import OWNERS
-from perturblab.files import read_json, remove_temporaries, write_atomic, writing_to
+from perturblab.exports import publish
+from perturblab.files import read_json, remove_temporaries, waited_for, write_atomic, writing_to
 from perturblab.information import bits
 from perturblab.report.tables import Table
-from perturblab.runs import Row, RunFolder, publish
+from perturblab.runs import Row, RunFolder
 from perturblab.sites import Site
 from perturblab.studies.layerwise_mi import CONVOLUTIONS, Evaluate, Evaluation
 from perturblab.terminal import UserError, warn

@@ -11,7 +11,6 @@ from torch.optim import Optimizer
 from perturblab.augment import AUGMENTS
 from perturblab.checkpoints import read_checkpoint, to_bytes, to_cpu
 from perturblab.experiment import check_trainable, export, percent, prepare, resolved
-from perturblab.files import write_checked
 from perturblab.images import ImageSet, ShuffledSource, stratified
 from perturblab.measure import score
 from perturblab.models import MODELS
@@ -38,7 +37,7 @@ def train(settings: Train) -> None:
         return
     s, run = resolved(settings), folder(settings)
     with stop_on_signals() as stop:
-        perform(run, partial(work, s, settings, stop), partial(export, settings.exports))
+        perform(run, partial(work, s, settings, stop), partial(export, settings.exports), stop.check)
     found = run.results()
     if found["target_epoch"] is None:  # told once, as the warning that it is
         say(done(settings, found))
@@ -154,8 +153,8 @@ def finish(s: Train, run: RunFolder, held_out: torch.Tensor) -> None:
     state = read_checkpoint(run.checkpoints()[-1])
     final = {"model": state["model"], "epoch": last["epoch"], "optimizer": state["optimizer"]}
     final |= {**about(s, run, last), "selected_on": ""}
-    write_checked(run.path / "final.pt", to_bytes(to_cpu(final)))
-    write_checked(run.path / "best.pt", best.best(s, run))
+    run.write_checked("final.pt", to_bytes(to_cpu(final)))
+    run.write_checked("best.pt", best.best(s, run))
     run.finish({**results(s, run.rows), "val_index": held_out.nonzero()[:, 0].tolist()})
 
 

@@ -22,7 +22,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import field_validator
 
 from perturblab.flags import Loading, Sgd, Suffixed, each_once
-from perturblab.grids import Grid
+from perturblab.grids import Grid, Measure
 from perturblab.settings import Command, Settings, flag
 
 Arch = Literal["vgg11", "vgg13", "vgg16", "vgg19"]
@@ -182,6 +182,11 @@ GRID = Grid(
     Train,
     {"arch": ARCHITECTURES, "mode": ("baseline", "masked"), "seed": (0, 1, 2)},
     "perturblab.studies.masked_loss.sweep:plan_of_runs",
+    measures=(
+        Measure("final_test_acc", "Test Acc", "%"),
+        Measure("final_train_acc", "Train Acc", "%"),
+        Measure("final_gen_gap", "Gen Gap", "points"),
+    ),
     then="perturblab masked-loss visualize",
 )
 COMMANDS: dict[str, Command] = {

@@ -11,7 +11,6 @@ import torch
 from perturblab.augment import AUGMENTS
 from perturblab.checkpoints import read_checkpoint, to_bytes, to_cpu
 from perturblab.experiment import carry_out, check_trainable, percent, prepare, resolved
-from perturblab.files import write_checked
 from perturblab.images import ImageSet, ShuffledSource
 from perturblab.measure import score
 from perturblab.models import MODELS
@@ -161,7 +160,7 @@ def finish(s: Train, run: RunFolder) -> None:
         "run_id": run.id,
         "schema_version": SCHEMA_VERSION,
     }
-    write_checked(run.path / "final.pt", to_bytes(to_cpu(content)))
+    run.write_checked("final.pt", to_bytes(to_cpu(content)))
     run.finish(results)
 
 

@@ -1,0 +1,196 @@
+"""A grid at one moment, as one who watches it sees it: what runs, where, how fast, what it last measured. Only reads."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from perturblab.claims import holder
+from perturblab.cpus import cores
+from perturblab.gridcommands import OfAGrid
+from perturblab.gridcommands.read import Found, runs_asked
+from perturblab.grids import function_of
+from perturblab.grids.cells import plan_of
+from perturblab.grids.estimate import Estimate, estimate
+from perturblab.grids.states import TAIL, Seen, look, names, only
+from perturblab.runs import RunFolder
+from perturblab.sweep import Plan
+from perturblab.terminal import UserError
+
+RECENT = 5  # epochs that say how fast a run is now
+REASONS = 1000  # failed runs of which it is read why: 0.05 s
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Working:
+    """A run that a process works on: epochs behind it, of at most how many, seconds left (None: not known), the
+    number that it measured last, and who works on it."""
+
+    name: str
+    epoch: int
+    epochs: int
+    left_s: float | None
+    number: str
+    where: str
+
+
+@dataclass(frozen=True)
+class Moment:
+    """``left_s``: seconds until all are done with as many at a time as run now; None where nothing tells.
+
+    ``last``: the run that was done last, and when (seconds since 1970). ``trouble``: why this is an older look.
+    """
+
+    at: float
+    found: Found
+    working: list[Working]
+    left_s: float | None
+    last: tuple[str, float] | None
+    trouble: str = ""
+
+    @property
+    def seen(self) -> list[Seen]:
+        return self.found.seen
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing runs and nothing is missing."""
+        return not only(self.seen, "running", "missing", "interrupted")
+
+    def failed(self) -> list[str]:
+        """A line for each reason."""
+        by_reason: dict[str, list[Seen]] = {}
+        for one in only(self.seen, "failed")[:REASONS]:
+            by_reason.setdefault(" ".join(one.reason.split()), []).append(one)
+        return [f"{names(those)}: {reason}" for reason, those in by_reason.items()]
+
+
+class Watcher:
+    """Looks at the same grid again and again; folders and exports of its cells are named once (1 s for 10,000)."""
+
+    def __init__(self, s: OfAGrid) -> None:
+        self.s, self.runs = s, runs_asked(s)
+        self.plan = _remembering(plan_of(self.runs))
+        self.took_s = 0.0
+        self._done: dict[str, float] = {}
+        self._before: Moment | None = None
+
+    def look(self) -> Moment:
+        """The grid now. What cannot be read at this moment is no reason to end: the look before stands for it.
+
+        UserError if the first look fails.
+        """
+        began = time.monotonic()
+        try:
+            self._before = self._look()
+        except (UserError, OSError) as error:
+            if self._before is None:
+                raise
+            trouble = f"cannot look at this moment: {error}"
+            self._before = replace(self._before, at=time.time(), trouble=trouble)
+        self.took_s = time.monotonic() - began
+        return self._before
+
+    def _look(self) -> Moment:
+        grid = self.runs.grid
+        if grid.lacks and function_of(grid.lacks)(self.runs.settings):
+            self.plan = _remembering(plan_of(self.runs))  # what the runs read names them, once it is there
+        found = Found(self.runs, self.plan, look(self.plan))
+        running = only(found.seen, "running")
+        todo = [*running, *only(found.seen, "missing", "interrupted")]
+        expected = estimate(self.plan, found.seen, todo, grid.epochs)
+        working = [self._working(one, expected) for one in running]
+        jobs = self.s.jobs or len(running) or cores()
+        left = expected.wall(jobs) if expected.seconds is not None else None
+        return Moment(time.time(), found, working, left, self._last(only(found.seen, "done")))
+
+    def _working(self, one: Seen, expected: Estimate) -> Working:
+        rows, epochs = (
+            last_rows(one.run.path / "rows.jsonl"),
+            getattr(one.cell.settings, self.runs.grid.epochs),
+        )
+        epoch = next((row["epoch"] for row in rows if isinstance(row.get("epoch"), int)), 0)
+        left = left_s(one.run.path / "timings.jsonl", epochs - epoch)
+        if left is None:
+            left = (expected.seconds or {}).get(one.cell.name)
+        where = holder(one.run.path)
+        return Working(one.cell.name, epoch, epochs, left, number(rows), str(where or ""))
+
+    def _last(self, done: Iterable[Seen]) -> tuple[str, float] | None:
+        """Of those that are done now; only what was not done before is asked for its time."""
+        times = {one.cell.name: self._done.get(one.cell.name) or _changed(one.run) for one in done}
+        self._done = times
+        return max(times.items(), key=lambda item: item[1], default=None)
+
+
+def _remembering(plan: Plan) -> Plan:
+    folders = {cell.name: plan.folder(cell) for cell in plan.cells}
+    exports = {cell.name: tuple(plan.exports(cell)) for cell in plan.cells}
+    return replace(plan, folder=lambda cell: folders[cell.name], exports=lambda cell: exports[cell.name])
+
+
+def _changed(run: RunFolder) -> float:
+    try:
+        return os.stat(run.path / "results.json").st_mtime
+    except OSError:
+        return 0.0
+
+
+def last_rows(path: Path) -> list[Row]:
+    """The rows at the end of a file of them, the newest first; one that is being written is left out."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
+            lines = file.read().split(b"\n")[:-1]
+    except OSError:
+        return []
+    return list(_objects(reversed(lines)))
+
+
+def _objects(lines: Iterable[bytes]) -> Iterator[Row]:
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(row, dict):
+            yield row
+
+
+def number(rows: Iterable[Row]) -> str:
+    """``"test_acc 81.2 %"``: of the newest row that has one, accuracy on test before validation before any other."""
+    for row in rows:
+        numbers = {name: value for name, value in row.items() if type(value) in (int, float)}
+        for wanted in (("test", "acc"), ("val", "acc"), ("acc",), ("loss",)):
+            for name, value in numbers.items():
+                if all(part in name for part in wanted):
+                    return f"{name} {_spelt(name, value)}"
+    return ""
+
+
+def _spelt(name: str, value: float) -> str:
+    """Shares are rows' accuracies; a number in percent says so in its name."""
+    if "loss" in name:
+        return f"{value:.4g}"
+    return f"{value if name.endswith('_pct') else 100 * value:.1f} %"
+
+
+def left_s(timings: Path, epochs: int) -> float | None:
+    """Seconds that ``epochs`` more take, as the last ones did; None before the first has ended."""
+    seconds = [row.get("seconds") for row in last_rows(timings)[:RECENT]]
+    known = [one for one in seconds if isinstance(one, int | float)]
+    if not known:
+        return None
+    try:
+        since = time.time() - os.stat(timings).st_mtime
+    except OSError:
+        since = 0.0
+    return fmean(known) * epochs - min(max(since, 0.0), fmean(known)) if epochs > 0 else 0.0
