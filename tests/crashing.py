@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+
 def memory_is_used_up() -> None:
     """Of a group of processes that may have little: the kernel kills this one."""
     Path(os.environ["CGROUP"], "cgroup.procs").write_text(str(os.getpid()))

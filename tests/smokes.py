@@ -57,7 +57,9 @@ def _layerwise_mi(folder: Path) -> Smoke:
 
 def _correction(folder: Path) -> Smoke:
     """Two steps per epoch; it stops before its last epoch, and the best one is two epochs older."""
-    few = "--seed 1 --batch_size 32 --early_stopping_patience 2 --min_delta 0.02 --max_epochs 60 --grad-clip 5"
+    few = (
+        "--seed 1 --batch_size 32 --early_stopping_patience 2 --min_delta 0.02 --max_epochs 60 --grad-clip 5"
+    )
     return Smoke([*train_words(make_08mnist(folder)), *few.split()], ["--grad-clip", "4"])
 
 

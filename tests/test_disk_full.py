@@ -14,9 +14,11 @@ from typing import Any
 
 import pytest
 
-from conftest import TIMED, Ended, Zygote, differing, files_of
+from conftest import TIMED, Ended, Zygote, differing, environment, files_of, program, tiny_folder
 from killpoints import fill, used_kb
 from perturblab.files import digest
+from perturblab.runs import RunFolder
+from perturblab.terminal import UserError
 from smokes import STUDIES, Smoke
 
 DISK_KB = 12_288
@@ -88,46 +90,48 @@ class Case:
         found = [line.split("\t") for line in log.read_text().splitlines()]
         return [(label, int(used) - start) for label, used in found]
 
-    def try_(self, seen: Seen, how: str, free_kb: int | None = None, *hooks: list[Any]) -> None:
+    def try_(self, seen: Seen, how: str, free_kb: int | None = None, *hooks: list[Any]) -> Ended:
         """Run on the disk as it fills, then again with space; keep what was not as it must be."""
         self.fresh()
         if free_kb is not None:
             fill(self.disk, free_kb)
         ended = self.call(*hooks)
         there = {name: data for name, data in files_of(self.disk).items() if name != "filler"}
+        bad = [*self.wrong_words(ended), *wrong_files(files_of(self.before), there, self.after)]
         (self.disk / "filler").unlink(missing_ok=True)
         again = self.call()
         seen.tries += 1
         if ended.code:
             seen.refused[refused_file(ended)] += 1
-        bad = [*wrong_words(ended), *wrong_files(files_of(self.before), there, self.after)]
         if again.code:
             bad.append(f"with space again it ended with {again.code}: {again.output}")
-        bad += [f"{name} differs after the second call" for name in differing(self.after, files_of(self.disk))]
+        bad += [
+            f"{name} differs after the second call" for name in differing(self.after, files_of(self.disk))
+        ]
         seen.wrong += [f"{how}: {one}" for one in bad]
+        return ended
+
+    def wrong_words(self, ended: Ended) -> list[str]:
+        if ended.code == 0:
+            return []
+        good = ended.code == 2 and len(ended.errors) == 1 and "Traceback" not in ended.output
+        return (
+            [] if good and re.search(REFUSED, ended.output) else [f"exit code {ended.code}: {ended.output}"]
+        )
+
+
+REFUSED = r"cannot write \S+: No space left on device; free some space, then run the same command again: finished work is kept"
 
 
 def refused_file(ended: Ended) -> str:
     """The kind of file that the line names."""
-    name = Path((re.findall(r"cannot write (\S+?): ", ended.output) or ["?"])[0]).name
+    name = Path((re.findall(r"cannot write (\S+?): ", ended.output) or ["told in a log"])[0]).name
     return re.sub(r"\d{6}-\d{8}|[0-9a-f]{10}", "N", name)
-
-
-def wrong_words(ended: Ended) -> list[str]:
-    if ended.code == 0:
-        return []
-    good = ended.code == 2 and len(ended.errors) == 1 and "Traceback" not in ended.output
-    told = re.search(
-        r"^error: cannot write \S+: No space left on device; free some space, then run the same command again: ",
-        ended.output,
-        re.MULTILINE,
-    )
-    return [] if good and told else [f"exit code {ended.code}: {ended.output}"]
 
 
 def wrong_files(before: dict[str, bytes], there: dict[str, bytes], after: dict[str, bytes]) -> list[str]:
     """Temporaries, files that were there and are neither old nor new, exported ones that are half there, wrong digests."""
-    bad = [f"{name} is left" for name in there if name.endswith(".tmp")]
+    bad = [f"{name} is left" for name in there if name.endswith(".tmp") or "claim-" in name]
     bad += [f"{name} is lost" for name in before.keys() - there.keys() if name in after]
     for name, data in there.items():
         growing = "perturblab_runs/" in name and name not in before
@@ -200,7 +204,13 @@ def tried(case: Case, levels: int, moments: int) -> Seen:
 
 
 RUNS = [(study, 0) for study in STUDIES]
-READ = [("masked-loss", 1), ("first-layer-mi", 1), ("layerwise-mi", 1), ("layerwise-mi", 2), ("adaptive-noise", 1)]
+READ = [
+    ("masked-loss", 1),
+    ("first-layer-mi", 1),
+    ("layerwise-mi", 1),
+    ("layerwise-mi", 2),
+    ("adaptive-noise", 1),
+]
 
 
 @pytest.mark.parametrize(("study", "number"), [*RUNS, ("layerwise-mi", 1)])
@@ -219,3 +229,119 @@ def test_20_fill_levels_and_each_kind_of_write_are_one_line_that_names_the_file_
     """Also the figures that are drawn of the results."""
     one = case(study, number)
     tell(tried(one, 20, 1000), shlex.join(one.words[:2]))
+
+
+# ---- grids -------------------------------------------------------------------------------------------------------------
+
+GRID = """
+study: masked-loss
+fixed: {{arch: vgg11, width: 0.05, epochs: 2, batch_size: 36, robustness_masks: 1, threads: 1, device: cpu, dataset: "npz:{npz}",
+  checkpoint_every: 0, lr: {lr}}}
+axes: {{mode: [masked, baseline], seed: [0]}}
+"""
+FORK = ["test_correction_run", "fork_cells"]
+"""The runs are forked from the launcher: importing torch anew takes seconds."""
+
+
+@dataclass
+class Grid(Case):
+    """Two runs at a time, one of which may have finished; where one failed the last line names the command that goes on."""
+
+    def call(self, *hooks: list[Any]) -> Ended:
+        ended = super().call(FORK, *hooks)
+        if ended.code == 1 and not hooks and not (self.disk / "filler").exists():
+            assert "perturblab retry" in ended.output
+            return self.zygote.run(["retry", *self.words[1:]], self.disk, hooks=[FORK])
+        return ended
+
+    def wrong_words(self, ended: Ended) -> list[str]:
+        """Each run that is not done says in one line what it could not write."""
+        said = [ended.output, *(path.read_text() for path in self.disk.rglob("log.txt"))]
+        bad = [text for text in said if "Traceback" in text]
+        told = re.search(f"{REFUSED}|is the disk full", ended.output)
+        fine = ended.code == 0 or (ended.code in (1, 2) and told)
+        return bad if fine else [*bad, f"exit code {ended.code}: {ended.output}"]
+
+
+@pytest.fixture
+def grid_case(zygote: Zygote, npz: Path, disk: Path, tmp_path: Path) -> Callable[..., Grid]:
+    def make(*words: str) -> Grid:
+        before, after = tmp_path / "before", tmp_path / "after"
+        for lr, folder in ((0.01, before), (0.05, after)):
+            if folder == after:
+                shutil.copytree(before, after)
+            folder.mkdir(exist_ok=True)
+            (folder / "grid.yaml").write_text(GRID.format(npz=npz, lr=lr))
+            ended = zygote.run(["run", "grid.yaml", *words], folder, hooks=[FORK])
+            assert ended.code == 0, ended.output
+        shutil.copy(after / "grid.yaml", before)
+        return Grid(zygote, ["run", "grid.yaml", *words], before, files_of(after), disk)
+
+    return make
+
+
+@pytest.mark.parametrize("n", [2, pytest.param(20, marks=pytest.mark.soak)])
+def test_a_grid_with_two_runs_at_a_time_on_a_full_disk_says_what_it_could_not_write_and_goes_on_later(
+    grid_case: Callable[..., Grid], n: int
+) -> None:
+    one = grid_case("--jobs", "2")
+    seen, codes = Seen(), Counter[int]()
+    for free_kb in spread(range(0, 560, BLOCK_KB), n):
+        codes[one.try_(seen, f"{free_kb} KiB free", free_kb).code] += 1
+    tell(seen, f"a grid of two runs at a time, exit codes {dict(codes)}")
+
+
+def test_a_script_that_does_not_fit_leaves_the_old_one(grid_case: Callable[..., Grid]) -> None:
+    one, seen = grid_case("--launcher", "script"), Seen()
+    Case.try_(one, seen, "0 KiB free", 0)
+    assert seen.refused == {"run_all.sh": 1}
+    tell(seen, "run --launcher script")
+
+
+# ---- rows, and output that is kept in a file ---------------------------------------------------------------------------
+
+
+def log_many(run: RunFolder) -> None:
+    for number in range(100):
+        run.log(epoch=1, text=str(number) * 500)
+
+
+def test_a_row_that_only_fits_in_part_is_an_error_and_not_a_torn_line_in_the_middle(disk: Path) -> None:
+    """write() takes what still fits without a word; the row after that must not be glued to it."""
+    run = tiny_folder(disk)
+    with run.claimed():
+        run.log(epoch=1, text="x")
+        fill(disk, 8)
+        with pytest.raises(UserError, match=r"cannot write .*rows\.jsonl: No space left"):
+            log_many(run)
+        (disk / "filler").unlink()
+    complete = [row["text"] for row in run.rows]
+    with run.claimed():
+        assert [row["text"] for row in run.rows] == complete
+
+
+@pytest.mark.slow
+def test_the_real_command_on_a_full_disk_is_one_line_too(disk: Path, tiny_run: list[str]) -> None:
+    fill(disk, 0)
+    ended = subprocess.run(program(*tiny_run), cwd=disk, env=environment(), capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert ended.stderr.count("\n") == 1
+    assert "No space left on device" in ended.stderr
+
+
+@pytest.mark.parametrize("command", [["plan", "masked-loss", "--all"], ["masked-loss", "visualize"]])
+def test_output_that_its_file_cannot_take_is_no_traceback(
+    smoke: Callable[[str], Smoke], zygote: Zygote, disk: Path, tmp_path: Path, command: list[str]
+) -> None:
+    if command[-1] == "visualize":
+        assert zygote.run(smoke("masked-loss").words, tmp_path / "run").code == 0
+    else:
+        (tmp_path / "run").mkdir()
+    (disk / "out").touch()
+    fill(disk, 0)
+    with open(disk / "out", "w") as out:
+        ended = subprocess.run(
+            program(*command), cwd=tmp_path / "run", env=environment(), stdout=out, stderr=subprocess.PIPE, text=True
+        )  # fmt: skip
+    assert ended.returncode in (0, 2)
+    assert ended.stderr in ("", "error: cannot write the output: No space left on device; free some space\n")

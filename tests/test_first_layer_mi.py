@@ -604,7 +604,7 @@ def test_jobs_writes_the_documented_files_and_every_line_parses_to_its_run(tmp_p
         assert {f"#$ -N {arch}_cifar100", "#$ -l tmem=8G", "#$ -t 1-3", "#SBATCH --array=1-3"} <= set(
             script.splitlines()
         )
-        (command,) = re.findall(r"exec (python -m perturblab .*)", script)
+        (command,) = re.findall(r"exec (\S+ -m perturblab .*)", script)
         for line in lines:
             arch_word, seed = line.split()
             filled = command.replace('"${1}"', arch_word).replace('"${2}"', seed)

@@ -16,15 +16,18 @@ from typing import Any
 
 import pytest
 
+from clusters import need
 from commandline import parsed
 from conftest import Ended, Zygote, differing, files_of, until
 from perturblab.launch import Cell
-from perturblab.launch.arrays import JobFlags, hand_over, write_array
+from perturblab.launch.arrays import PREFIX, JobFlags, hand_over, write_array
+from perturblab.signals import BUSY
 from perturblab.studies.masked_loss import Train
 from perturblab.terminal import UserError
 
 GRID = (("baseline", 0), ("masked", 0), ("masked", 7))
 PARAMETERS = ("mode", "seed")
+IN_SLURM = {"SLURM_JOB_ID": "12", "SLURMD_NODENAME": "n1"}
 
 # In the place of perturblab: says what it was called with, in a file named after the run.
 FAKE = """
@@ -154,6 +157,7 @@ def by(name: str) -> Callable[[Path], Iterator[Ended]]:
 
 
 def parallel(script: Path) -> Iterator[Ended]:
+    need("parallel")
     words = ["parallel", "-j2", "bash", "-c", shlex.quote(f"bash {shlex.quote(str(script))} {{}}"), ":::", "1", "2", "3"]  # fmt: skip
     ended = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     yield Ended(ended.returncode, ended.stdout)
@@ -166,7 +170,6 @@ WAYS: dict[str, Callable[[Path], Iterator[Ended]]] = {
     "Grid Engine, no array": lambda script: iter([bash(script, SGE_TASK_ID="undefined")]),
     "Slurm": by("SLURM_ARRAY_TASK_ID"),
 }
-NO_PARALLEL = pytest.mark.skipif(shutil.which("parallel") is None, reason="GNU parallel is not installed")
 AWKWARD = {
     "results_dir": "my results/it's $HOME; rm -rf *",
     "checkpoint_dir": 'a"b`c`',
@@ -179,7 +182,7 @@ AWKWARD = {
 }
 
 
-@pytest.mark.parametrize("way", [*WAYS.values(), pytest.param(parallel, marks=NO_PARALLEL)], ids=[*WAYS, "parallel"])  # fmt: skip
+@pytest.mark.parametrize("way", [*WAYS.values(), parallel], ids=[*WAYS, "parallel"])
 @pytest.mark.parametrize("output_dir", ["scripts", 'lr=0.1/ada\'s "jobs"'])
 def test_every_way_of_starting_a_script_runs_each_line_as_the_parser_reads_its_cell(
     fake: str, output_dir: str, way: Callable[[Path], Iterator[Ended]]
@@ -222,27 +225,62 @@ def test_the_run_takes_the_place_of_the_script_so_that_signals_reach_it(fake: st
 
 
 @pytest.mark.parametrize(
-    ("state", "asked"), [("RUNNING", "requeue 12\n"), ("CANCELLED", ""), ("COMPLETING", "")]
+    ("state", "asked"),
+    [("RUNNING n1", "requeue 12\n"), ("RUNNING n2", ""), ("CANCELLED n1", ""), ("COMPLETING n1", "")],
 )
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
-def test_in_slurm_a_run_that_was_told_to_stop_asks_to_be_started_again_unless_it_was_cancelled(
+def test_in_slurm_a_run_that_was_told_to_stop_asks_to_be_started_again_unless_it_was_cancelled_or_is_elsewhere(
     project: Path, monkeypatch: pytest.MonkeyPatch, name: str, state: str, asked: str
 ) -> None:
     """Slurm by itself starts only what it had to kill: seen on a real one, with a grace time."""
-    Path("squeue").write_text(f"#!/bin/bash\necho {state}\n")
-    Path("scontrol").write_text('#!/bin/bash\necho "$@" >> asked\n')
-    for program in ("squeue", "scontrol"):
-        os.chmod(program, 0o755)
-    Path("asked").write_text("")
+    fake_slurm(state)
     Path("told.py").write_text(TOLD)
     script = generated(f"{shlex.quote(sys.executable)} -IS told.py")
-    env = {"PATH": f"{project}:{os.environ['PATH']}", "SLURM_ARRAY_TASK_ID": "2", "SLURM_JOB_ID": "12"}
+    env = {"PATH": f"{project}:{os.environ['PATH']}", "SLURM_ARRAY_TASK_ID": "2", **IN_SLURM}
     with subprocess.Popen(["bash", script], env=env) as process:
         until(Path("ready").exists)
         process.send_signal(getattr(signal, name))
     assert process.returncode == 75
     assert Path("told").read_text() == name, "the signal did not reach the run"
     assert Path("asked").read_text() == asked
+
+
+def fake_slurm(state: str) -> None:
+    """In the current folder: squeue tells ``state``, scontrol notes in ``asked`` what it is called with."""
+    Path("squeue").write_text(f"#!/bin/bash\necho {state}\n")
+    Path("scontrol").write_text('#!/bin/bash\necho "$@" >> asked\nexit ${REFUSED:-0}\n')
+    for program in ("squeue", "scontrol"):
+        os.chmod(program, 0o755)
+    Path("asked").write_text("")
+
+
+@pytest.mark.parametrize("refused", ["0", "1"])
+def test_in_slurm_a_run_that_another_process_is_at_looks_again_later(
+    fake: str, monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    """The other may be cut off with its node, and may or may not finish. Slurm's word on it changes no exit code."""
+    fake_slurm("RUNNING n1")
+    monkeypatch.setenv("PATH", f"{Path.cwd()}:{os.environ['PATH']}")
+    script = generated(fake)
+    ended = bash(script, SLURM_ARRAY_TASK_ID="2", SLURM_JOB_ID="12", EXIT_masked=str(BUSY), REFUSED=refused)
+    assert ended.code == BUSY
+    assert Path("asked").read_text() == "requeue 12\n"
+
+
+@pytest.mark.parametrize("code", [75, BUSY])
+def test_without_slurms_programs_the_exit_code_is_still_that_of_the_run(fake: str, code: int) -> None:
+    """A container on the node may lack them."""
+    Path("only").mkdir()
+    for program in ("bash", "awk"):
+        Path("only", program).symlink_to(str(shutil.which(program)))
+    ended = bash(
+        generated(fake),
+        SLURM_ARRAY_TASK_ID="2",
+        SLURM_JOB_ID="12",
+        EXIT_masked=str(code),
+        PATH=str(Path("only").absolute()),
+    )
+    assert ended.code == code
 
 
 @pytest.mark.parametrize("code", [0, 1, 2])
@@ -341,25 +379,23 @@ def venv(folder: Path) -> Path:
     return folder / "bin/python"
 
 
-@pytest.mark.parametrize(("on_path", "flags", "warned"), [
-    ("mine", {}, False),
-    ("other", {}, True),
-    ("", {}, True),
-    ("other", {"prefix": "/x/python -m perturblab"}, False),
-    ("other", {"environment": "env.sh"}, False),
+@pytest.mark.parametrize(("flags", "called"), [
+    ({}, "mine"),
+    ({"prefix": "other/bin/python -m perturblab"}, "other"),
+    ({"environment": "env.sh"}, "other"),
 ])  # fmt: skip
-def test_another_python_than_the_one_that_runs_is_warned_of_in_one_line_with_the_prefix_to_give(
-    project: Path, monkeypatch, capsys, on_path: str, flags: dict[str, str], warned: bool
+def test_a_task_is_run_by_the_python_that_wrote_it_unless_the_user_names_another(
+    project: Path, monkeypatch: pytest.MonkeyPatch, flags: dict[str, str], called: str
 ) -> None:
+    """In Grid Engine's bare shell ``python`` was not found, in an array that had been written in a venv."""
     mine, _ = venv(project / "mine"), venv(project / "other")
     monkeypatch.setattr(sys, "executable", str(mine))
-    monkeypatch.setenv("PATH", str(project / on_path / "bin") if on_path else "")
-    hand_over([Path("scripts/a.sh")], JobFlags.parse(flags))
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == warned
-    for line in lines:
-        (prefix,) = shlex.split(line.partition("--prefix ")[2])
-        assert shlex.split(prefix) == [str(mine), "-m", "perturblab"]
+    Path("env.sh").write_text('PATH="$PWD/other/bin:$PATH"\n')
+    Path("perturblab.py").write_text("import sys; print(sys.executable)\n")
+    script = generated(flags.pop("prefix", PREFIX), **flags)
+    ended = bash(script, "1", PYTHONPATH=str(project))
+    assert ended.code == 0, ended.output
+    assert Path(ended.output.strip()).parents[1].name == called
 
 
 # ---- submitting --------------------------------------------------------------------------------------------------------

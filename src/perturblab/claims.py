@@ -107,10 +107,10 @@ class Claim:
 
     @contextmanager
     def guarding(self) -> Iterator[None]:
-        """Turn a failure to write that comes from the loss of the claim into Superseded."""
+        """Turn whatever comes of the loss of the claim (files that are gone, say) into Superseded."""
         try:
             yield
-        except (UserError, FileNotFoundError):
+        except Exception:
             self.check()
             raise
 

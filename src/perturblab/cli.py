@@ -17,10 +17,10 @@ from pydantic.fields import FieldInfo
 from perturblab import __version__, gridcommands, quickstart
 from perturblab.claims import Busy
 from perturblab.settings import Command, choices_of, documented_flag, flags_of, is_argument, nearest
-from perturblab.signals import INTERRUPTED, Interrupted, busy_code
+from perturblab.signals import INTERRUPTED, Interrupted, busy_code, stop_at_once
 from perturblab.studies import STUDIES
 from perturblab.sweep import SomeFailed
-from perturblab.terminal import UserError
+from perturblab.terminal import DISK_FULL, UserError, to_stderr
 from perturblab.yamlfile import read_settings
 
 USAGE_ERROR = 2
@@ -240,9 +240,10 @@ def main(words: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 runs of a sweep failed, 2 bad input, 69 held elsewhere, 75 requeue, 130 interrupted."""
     words = sys.argv[1:] if words is None else words
     try:
-        code = perturblab(
-            spread_lists(words, list_flags(words)), standalone_mode=False, prog_name="perturblab"
-        )
+        with stop_at_once():
+            code = perturblab(
+                spread_lists(words, list_flags(words)), standalone_mode=False, prog_name="perturblab"
+            )
     except Busy as error:
         code = complain(str(error), code=busy_code())
     except UserError as error:
@@ -267,9 +268,13 @@ def main(words: list[str] | None = None) -> None:
         code = complain("interrupted; run the same command again to go on", word="stopped", code=INTERRUPTED)
     except BrokenPipeError:
         code = 0
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        code = complain(f"cannot write {error.filename or 'the output'}: {error.strerror}; free some space")
     sys.exit(code if isinstance(code, int) else 0)
 
 
 def complain(message: str, word: str = "error", code: int = USAGE_ERROR) -> int:
-    print(f"{word}: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    to_stderr(f"{word}: {' '.join(message.split())}")
     return code

@@ -70,6 +70,8 @@ def _pixels(source: Encoded, i: int) -> np.ndarray:
     """Image ``i`` as uint8 ``[h w c]``, c = 1 for gray, else 3."""
     try:
         image = Image.open(io.BytesIO(source.fetch(i)))
+        if image.format == "EPS":  # a program for a printer, for which Pillow starts Ghostscript
+            raise ValueError("EPS")
         image.load()
         if image.mode[0] not in "IF":  # those have more than 8 bits per pixel
             mode = "L" if image.mode in ("1", "L", "LA") else "RGB"

@@ -1,12 +1,21 @@
-"""What names a run's folder before it runs, for grids that are only looked at. Imports no torch unless it must."""
+"""The plan of a study's runs, for grids that are looked at or started. Imports no torch unless it must."""
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
 
 from perturblab.flags import Machine
+from perturblab.launch import Cell
+from perturblab.runs import RunFolder, run_folder
+from perturblab.sweep import Plan
 
 M = TypeVar("M", bound=Machine)
+
+# What every run imports; torch brings in its compiler with the first optimiser, whether it compiles or not.
+COMPILER = "torch._dynamo"
+PRELOAD = (COMPILER, "sklearn.datasets")
 
 
 def decided(settings: M) -> M:
@@ -16,3 +25,20 @@ def decided(settings: M) -> M:
     from perturblab.experiment import resolved
 
     return resolved(settings)
+
+
+def folder(cell: Cell) -> RunFolder:
+    """Of a run that lies under its own name."""
+    settings: Any = decided(cell.settings)  # type: ignore[type-var]
+    return run_folder(settings, settings.name, settings.runs_dir)
+
+
+def exports(cell: Cell) -> Iterable[Path]:
+    settings: Any = cell.settings
+    found: Iterable[Path] = settings.exports.values()
+    return found
+
+
+def planned(runs: Iterable[Any], module: str, exports: Callable[[Cell], Iterable[Path]] = exports) -> Plan:
+    """Runs that lie under their own names; each imports ``module``."""
+    return Plan([Cell(one.name, one) for one in runs], folder, exports, (module, *PRELOAD))

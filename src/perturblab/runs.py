@@ -268,7 +268,8 @@ def perform(
 def _attempt(run: RunFolder, work: Callable[[RunFolder], None]) -> None:
     run.remove(run.path / "failure.json")  # it told of the attempt before
     try:
-        work(run)
+        with run.claim.guarding():
+            work(run)
     except (Interrupted, KeyboardInterrupt):
         raise
     except Diverged as error:

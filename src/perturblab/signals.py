@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -20,8 +20,11 @@ def in_sge() -> bool:
     return "SGE_ROOT" in os.environ and "JOB_ID" in os.environ
 
 
-class Interrupted(Exception):
-    """Work stopped on a signal after saving its state; ``exit_code`` follows from the signal."""
+class Interrupted(BaseException):
+    """Work stopped on a signal after saving its state; ``exit_code`` follows from the signal.
+
+    No Exception, as KeyboardInterrupt is none: what catches "anything that may go wrong" must let it pass.
+    """
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -59,13 +62,30 @@ def stop_on_signals() -> Iterator[StopFlag]:
             raise KeyboardInterrupt
         flag.number = number
 
-    names = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP")
+    with _handled_by(handle, "SIGINT"):
+        yield flag
+
+
+@contextmanager
+def stop_at_once() -> Iterator[None]:
+    """Before and after the work that polls a flag, when nothing is unsaved: the same signals raise Interrupted."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        raise Interrupted(number)
+
+    with _handled_by(handle):  # SIGINT raises KeyboardInterrupt
+        yield
+
+
+@contextmanager
+def _handled_by(handle: Callable[[int, FrameType | None], None], *more: str) -> Iterator[None]:
+    names = (*more, "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP")
     numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
         numbers.remove(signal.SIGHUP)
     before = {number: signal.signal(number, handle) for number in numbers}
     try:
-        yield flag
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

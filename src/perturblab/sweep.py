@@ -105,3 +105,18 @@ def explain_failures(
     if failed:
         say(f"{len(failed)} of {len(outcomes)} runs failed; {then}")
         raise SomeFailed
+
+
+def table(
+    outcomes: Sequence[Outcome],
+    columns: Sequence[str],
+    numbers: Callable[[Outcome], Sequence[float | None]],
+    width: int,
+    status: Callable[[Outcome], str] = lambda outcome: outcome.status,
+) -> None:
+    """What happened, a row per run: its name, how it ended, the time it took and its numbers."""
+    say(f"{'run':<{width}} {'status':<11} {'time':>8} " + " ".join(f"{name:>13}" for name in columns))
+    for outcome in outcomes:
+        shown = [f"{'-':>13}" if n is None else f"{n:13.2f}" for n in numbers(outcome)]
+        time = duration(outcome.seconds) if outcome.seconds else "-"
+        say(f"{outcome.cell.name:<{width}} {status(outcome):<11} {time:>8} {' '.join(shown)}")

@@ -15,6 +15,8 @@ from typing import TextIO
 
 PLAIN_EVERY_S = 10.0  # a log file gets at most one progress line in this time
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
 Advance = Callable[..., None]
 """``advance(done, note="")``: how many units are done, and a few words on how it stands."""
 
@@ -31,17 +33,24 @@ def say(line: str) -> None:
 
 
 def warn(line: str) -> None:
-    _write(f"warning: {line}", sys.stderr)
+    to_stderr(f"warning: {line}")
+
+
+def to_stderr(line: str) -> None:
+    _write(line, sys.stderr)
 
 
 def _write(line: str, stream: TextIO | None) -> None:
-    """Print a line; a reader that has gone (``| head``, a dead ssh, a closed window) must not end the work."""
+    """Print a line; a reader that has gone (``| head``, a dead ssh, a closed window) must not end the work.
+
+    Nor must a log file on a disk that is full: the work's own files will tell.
+    """
     if stream is None:
         return
     try:
         print(line, file=stream, flush=True)
     except OSError as error:
-        if error.errno not in (errno.EPIPE, errno.EIO):
+        if error.errno not in (errno.EPIPE, errno.EIO, *DISK_FULL):
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 

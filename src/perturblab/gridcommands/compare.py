@@ -37,7 +37,7 @@ def compare(s: CompareGrid) -> None:
     for table in tables:
         show(table)
     lines = [*_equal(found), *results.sentences(), *_left_out(found)]
-    for line in lines:
+    for line in ["", *lines]:
         say(line)
     if s.output:
         _write(Path(s.output), tables, lines, results)

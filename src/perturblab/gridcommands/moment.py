@@ -14,7 +14,7 @@ from typing import Any
 from perturblab.claims import holder
 from perturblab.cpus import cores
 from perturblab.gridcommands import OfAGrid
-from perturblab.gridcommands.read import Found, runs_asked
+from perturblab.gridcommands.read import Found, line, runs_asked
 from perturblab.grids import function_of
 from perturblab.grids.cells import plan_of
 from perturblab.grids.estimate import Estimate, estimate
@@ -32,7 +32,7 @@ Row = dict[str, Any]
 @dataclass(frozen=True)
 class Working:
     """A run that a process works on: epochs behind it, of at most how many, seconds left (None: not known), the
-    number that it measured last, and who works on it."""
+    number that it measured last, and where: ``HOST:PID``."""
 
     name: str
     epoch: int
@@ -46,7 +46,8 @@ class Working:
 class Moment:
     """``left_s``: seconds until all are done with as many at a time as run now; None where nothing tells.
 
-    ``last``: the run that was done last, and when (seconds since 1970). ``trouble``: why this is an older look.
+    ``last``: the run that was done last, and when (seconds since 1970). ``go_on``: what does the rest. ``trouble``:
+    why this is an older look.
     """
 
     at: float
@@ -54,6 +55,7 @@ class Moment:
     working: list[Working]
     left_s: float | None
     last: tuple[str, float] | None
+    go_on: str
     trouble: str = ""
 
     @property
@@ -110,7 +112,8 @@ class Watcher:
         working = [self._working(one, expected) for one in running]
         jobs = self.s.jobs or len(running) or cores()
         left = expected.wall(jobs) if expected.seconds is not None else None
-        return Moment(time.time(), found, working, left, self._last(only(found.seen, "done")))
+        last = self._last(only(found.seen, "done"))
+        return Moment(time.time(), found, working, left, last, f"go on: {line(self.s, 'run')}")
 
     def _working(self, one: Seen, expected: Estimate) -> Working:
         rows, epochs = (
@@ -121,8 +124,7 @@ class Watcher:
         left = left_s(one.run.path / "timings.jsonl", epochs - epoch)
         if left is None:
             left = (expected.seconds or {}).get(one.cell.name)
-        where = holder(one.run.path)
-        return Working(one.cell.name, epoch, epochs, left, number(rows), str(where or ""))
+        return Working(one.cell.name, epoch, epochs, left, number(rows), where(one.run))
 
     def _last(self, done: Iterable[Seen]) -> tuple[str, float] | None:
         """Of those that are done now; only what was not done before is asked for its time."""
@@ -144,6 +146,12 @@ def _changed(run: RunFolder) -> float:
         return 0.0
 
 
+def where(run: RunFolder) -> str:
+    """``"gpu7:4711"``: the machine and the number of the process; empty where the claim does not tell, or is gone."""
+    found = holder(run.path)
+    return f"{found.facts.get('host', '?')}:{found.facts['pid']}" if found and "pid" in found.facts else ""
+
+
 def last_rows(path: Path) -> list[Row]:
     """The rows at the end of a file of them, the newest first; one that is being written is left out."""
     try:
@@ -156,9 +164,9 @@ def last_rows(path: Path) -> list[Row]:
 
 
 def _objects(lines: Iterable[bytes]) -> Iterator[Row]:
-    for line in lines:
+    for text in lines:
         try:
-            row = json.loads(line)
+            row = json.loads(text)
         except (ValueError, RecursionError):
             continue
         if isinstance(row, dict):

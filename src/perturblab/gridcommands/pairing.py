@@ -153,8 +153,8 @@ def _key(found: Differences, run: Finished, names: Iterable[str]) -> Hashable:
 
 
 def _label(found: Differences, a: Finished, b: Finished) -> str:
-    """``"arch vgg11; lr 0.1 - 0.2"``: what both are, then in what A and B differ where a side has several values."""
+    """``"arch vgg11, mode masked; lr 0.1 - 0.2"``: what both are, then in what A and B differ where a side has several values."""
     both = [f"{name} {found.of[id(a)][name]}" for name in found.equal if found.of[id(a)][name] != IDLE]
     several = [n for n in found.apart if max(len(found.values(r, n)) for r in (found.a, found.b)) > 1]
     apart = [f"{name} {found.of[id(a)][name]} - {found.of[id(b)][name]}" for name in several]
-    return "; ".join([" ".join(both), *apart] if both else apart)
+    return "; ".join([", ".join(both), *apart] if both else apart)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -16,7 +15,7 @@ from perturblab.launch.arrays import JobFlags, Resources, hand_over, write_array
 from perturblab.launch.cards import at_a_time, cards_for
 from perturblab.launch.dask_cluster import JOBS, Cluster, check_installed
 from perturblab.launch.local import over
-from perturblab.launch.script import write_script
+from perturblab.launch.script import hand_over as hand_over_script
 from perturblab.sweep import Plan, SomeFailed, explain_failures, run_plan
 from perturblab.terminal import UserError, duration, say
 
@@ -120,9 +119,7 @@ def leave(s: RunGrid, found: Found, states: Sequence[State], ends: bool = True) 
 def write(s: RunGrid, study: str, cells: Sequence[Cell]) -> None:
     """The script, or the array of jobs, that runs these cells."""
     if s.launcher == "script":
-        write_script(cells, s.output, s.prefix)
-        say(f"{s.output}: {len(cells)} runs; start it, or: "
-            f"cat {shlex.quote(s.output)} | grep '^{s.prefix.split()[0]}' | parallel -j 4")  # fmt: skip
+        hand_over_script(cells, s.output, s.prefix)
         return
     flags = {name: getattr(s, name) for name in Resources.model_fields}
     jobs = JobFlags.parse({**flags, "scheduler": s.launcher, "submit": s.submit})

@@ -12,12 +12,13 @@ from rich.text import Text
 
 from perturblab.gridcommands.moment import Moment, Working
 from perturblab.gridcommands.read import counts, title
+from perturblab.grids.states import only
 from perturblab.terminal import duration
 
 BAR = 20  # letters of a run's bar; the grid's takes what is left of the line
 FAILED = 8  # lines of reasons, at most
-AROUND = 11  # lines that are not those of running or failed runs
-NARROW = 90  # letters below which a run's line has no bar
+AROUND = 13  # lines that are not those of running or failed runs
+WITH_BAR, WITH_PLACE = 90, 70  # letters from which on a run's line has a bar, and tells where it is
 
 
 class Screen:
@@ -35,14 +36,16 @@ def picture(moment: Moment, width: int, height: int) -> Group:
     failed = moment.failed()
     for_failed = min(len(failed), FAILED, max(1, (height - AROUND) // 3))
     for_running = max(1, height - AROUND - for_failed)
-    parts: list[RenderableType] = [_heading(moment), _bar(moment), Text(counts(moment.seen), style="dim")]
+    parts: list[RenderableType] = [_heading(moment), _bar(moment), _line(counts(moment.seen), style="dim")]
     if moment.trouble:
         parts.append(_line(moment.trouble, style="yellow"))
     if moment.working:
         parts += [Text(), _running(moment.working[:for_running], width)]
         parts += _more(len(moment.working) - for_running, "running")
+    elif not moment.over:
+        parts += [Text(), _line(f"nothing runs; {moment.go_on}", style="yellow")]
     if failed:
-        parts += [Text(), _line("failed", style="bold red")]
+        parts += [Text(), _line(f"failed ({len(only(moment.seen, 'failed'))})", style="bold red")]
         parts += [_line(f"  {told}") for told in failed[:for_failed]]
         parts += _more(len(failed) - for_failed, "reasons")
     if moment.last:
@@ -79,19 +82,19 @@ def _bar(moment: Moment) -> Table:
 
 def _running(working: Sequence[Working], width: int) -> Table:
     table = Table(box=None, expand=True, pad_edge=False, header_style="dim")
-    table.add_column("running", no_wrap=True, overflow="ellipsis", ratio=1)
-    if width >= NARROW:
+    table.add_column("running", header_style="bold", no_wrap=True, overflow="ellipsis", ratio=1)
+    if width >= WITH_BAR:
         table.add_column("", width=BAR)
     table.add_column("epoch", justify="right", no_wrap=True)
     table.add_column("left", justify="right", no_wrap=True)
     table.add_column("last", no_wrap=True)
-    table.add_column("where", no_wrap=True, overflow="ellipsis", max_width=max(12, width // 4))
+    if width >= WITH_PLACE:
+        table.add_column("host:pid", no_wrap=True, overflow="ellipsis", max_width=width // 4)
     for one in working:
-        bar = [ProgressBar(total=one.epochs, completed=one.epoch)] if width >= NARROW else []
+        bar = [ProgressBar(total=one.epochs, completed=one.epoch)] if width >= WITH_BAR else []
+        place = [Text(one.where)] if width >= WITH_PLACE else []
         left = "" if one.left_s is None else duration(one.left_s)
-        table.add_row(
-            Text(one.name), *bar, f"{one.epoch}/{one.epochs}", left, Text(one.number), Text(one.where)
-        )
+        table.add_row(Text(one.name), *bar, f"{one.epoch}/{one.epochs}", left, Text(one.number), *place)
     return table
 
 

@@ -83,7 +83,8 @@ class Lines:
                 say(f"{clock(moment)} {name} {self._told(moment, name, states[name])}")
         if changed or not self._states:
             left = f", about {duration(moment.left_s)} left" if moment.left_s else ""
-            say(f"{clock(moment)} {counts(moment.seen)}{left}")
+            idle = "" if moment.working or moment.over else f"; nothing runs; {moment.go_on}"
+            say(f"{clock(moment)} {counts(moment.seen)}{left}{idle}")
         self._states = states
 
     @staticmethod
@@ -93,7 +94,7 @@ class Lines:
             (one,) = (one for one in only(moment.seen, "failed") if one.cell.name == name)
             return f"failed: {' '.join(one.reason.split())}"
         where = next((one.where for one in moment.working if one.name == name), "")
-        return f"{state}: {where}" if where else state
+        return f"{state} on {where}" if where else state
 
 
 def clock(moment: Moment) -> str:

@@ -34,7 +34,7 @@ from pydantic import field_validator, model_validator
 from perturblab.files import write_atomic, writing_to
 from perturblab.launch import Cell, jobscript
 from perturblab.settings import Settings, as_words, flag
-from perturblab.terminal import UserError, say, warn
+from perturblab.terminal import UserError, say
 
 PREFIX = "python -m perturblab"
 WORD = r"[^\s-]\S*"  # what can stand between spaces, and is no flag
@@ -51,7 +51,7 @@ class Resources(Settings):
     environment: str = flag(
         "", "File with shell lines that prepare a run (module load, conda activate).", where=True
     )
-    prefix: str = flag(PREFIX, "How the scripts call the program.", where=True)
+    prefix: str = flag(PREFIX, "How scripts call the program; arrays: this python by its path.", where=True)
     output_dir: str = flag("scripts", "Where the scripts are written.", where=True)
 
     @field_validator("mem")
@@ -121,9 +121,9 @@ def write_array(
     lines, script = folder / f"jobs_{name}.txt", folder / f"job_manager_{name}.sh"
     settings = cells[0].settings
     run = (
-        jobscript.run(jobs.prefix, settings, parameters, lines)
+        jobscript.run(calls(jobs), settings, parameters, lines)
         if parameters
-        else jobscript.run_whole(jobs.prefix, lines)
+        else jobscript.run_whole(calls(jobs), lines)
     )
     text = "\n".join([
         "#!/bin/bash",
@@ -145,12 +145,7 @@ def write_array(
 
 
 def hand_over(scripts: Sequence[Path], jobs: JobFlags) -> None:
-    """Submit the scripts if asked to, else print the command that does. UserError when the scheduler is not here.
-
-    Warns where the ``python`` of the default prefix is another one than runs now, and no environment file changes that.
-    """
-    if jobs.prefix == PREFIX and not jobs.environment:
-        _warn_of_another_python()
+    """Submit the scripts if asked to, else print the command that does. UserError when the scheduler is not here."""
     program = STARTS_WITH[jobs.scheduler]
     if not jobs.submit:
         say(f"wrote {len(scripts)} scripts; start them with:")
@@ -165,16 +160,13 @@ def hand_over(scripts: Sequence[Path], jobs: JobFlags) -> None:
             raise UserError(f"{program} refused {script} (exit code {ended.returncode})")
 
 
-def _warn_of_another_python() -> None:
-    """The folder counts too: a virtual environment's ``python`` is a link to the one that it was made with."""
-    found = shutil.which("python")
-    there, here = ((Path(p).parent.resolve(), Path(p).resolve()) for p in (found or "", sys.executable))
-    if there != here:
-        prefix = f"{shlex.quote(sys.executable)} -m perturblab"
-        warn(
-            f"the scripts call `python`, here {found or 'not on PATH'}, not the one that runs now; unless jobs find "
-            f"another, write them with --prefix {shlex.quote(prefix)}"
-        )
+def calls(jobs: Resources) -> str:
+    """How a task calls the program. Unless the user says more, by the path of the Python that runs now.
+
+    Grid Engine starts a task in a bare shell, in which ``python`` is another one or none.
+    """
+    said = jobs.environment or jobs.prefix != PREFIX
+    return jobs.prefix if said else f"{shlex.quote(sys.executable)} -m perturblab"
 
 
 def differing(cells: Sequence[Cell]) -> tuple[str, ...]:

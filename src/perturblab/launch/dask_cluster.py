@@ -162,7 +162,9 @@ class Cluster:
                 f"--cluster {self.kind}: no job could be submitted: {_last_line(error)}"
             ) from None
         cluster.adapt(minimum_jobs=jobs, maximum_jobs=jobs)
-        say(f"{jobs} jobs of {self.kind} submitted (--jobs N for more); runs start as they do")
+        say(
+            f"{jobs} job{'s' * (jobs > 1)} of {self.kind} submitted (--jobs N for more); runs start as they do"
+        )
         return cluster
 
     def _directives(self) -> list[str]:

@@ -106,12 +106,13 @@ def _attempt(task: Task, worker: Any) -> End:
         return End("failed", 0.0, f"cannot start it on {worker_host(worker)}: {error}")
     if code is None:
         return End("not started", 0.0, "")
-    if code in STOPPED and task.session not in _stopped:
+    reason = reason_of(code, log)
+    status = status_of(code, reason)
+    if status == "failed" and code in STOPPED and task.session not in _stopped:
         from distributed import Reschedule
 
         raise Reschedule  # its worker or its machine was told to stop, not the launcher
-    reason = reason_of(code, log)
-    return End(status_of(code, reason), time.monotonic() - began, reason)
+    return End(status, time.monotonic() - began, reason)
 
 
 def _process(task: Task, worker: Any, output: Any) -> int | None:

@@ -6,9 +6,10 @@ import signal
 from pathlib import Path
 
 from perturblab.launch import Cell, Outcome, Status
+from perturblab.signals import BUSY, SGE_REQUEUE
 
 KILLED = "killed by "
-BUSY = " is being worked on by "  # how `claims` refuses a folder that a living process holds
+HELD = " is being worked on by "  # how `claims` refuses a folder that a living process holds
 
 
 def outcome(cell: Cell, code: int, seconds: float, log: Path | None) -> Outcome:
@@ -20,7 +21,7 @@ def outcome(cell: Cell, code: int, seconds: float, log: Path | None) -> Outcome:
 def status_of(code: int, reason: str) -> Status:
     if code == 0:
         return "done"
-    return "elsewhere" if code == 2 and BUSY in reason else "failed"
+    return "elsewhere" if code == BUSY or (code == SGE_REQUEUE and HELD in reason) else "failed"
 
 
 def reason_of(code: int, log: Path | None) -> str:
@@ -32,5 +33,7 @@ def reason_of(code: int, log: Path | None) -> str:
         return f"{KILLED}{signal.Signals(-code).name}{likely}"
     lines = log.read_text(errors="replace").strip().splitlines() if log else []
     errors = [line for line in lines if line.startswith(("error: ", "stopped: "))]
+    if code == 2 and not errors and log:  # who ends so has said why
+        return f"exit code 2, and {log} could not take the reason: is the disk full?"
     last = (errors or lines or [""])[-1].removeprefix("error: ")
     return last or f"exit code {code}"

@@ -144,9 +144,11 @@ start_in_slurm() {
     told="" code=0
     wait "$child" || code=$?
   done
-  # RUNNING: it was not cancelled, and Slurm is not starting it again anyway.
-  if [ "$code" = 75 ] && [ "$(squeue -h -o %T -j "$SLURM_JOB_ID")" = RUNNING ]; then
-    scontrol requeue "$SLURM_JOB_ID"
+  # 75: stopped, its state saved. 69: another start of it is at work, maybe on a node that Slurm has lost: look again later.
+  # RUNNING: it was not cancelled, and Slurm is not starting it again anyway. Here: this is no such lost start itself.
+  if [[ $code = 75 || $code = 69 ]] \
+    && [ "$(squeue -h -o '%T %B' -j "$SLURM_JOB_ID")" = "RUNNING ${SLURMD_NODENAME:-}" ]; then
+    scontrol requeue "$SLURM_JOB_ID" || true
   fi
   exit "$code"
 }

@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from perturblab.cpus import cores
+from perturblab.files import writing_to
 from perturblab.launch import Cell, Launch, Outcome
 from perturblab.launch.cards import Places
 from perturblab.launch.ends import outcome
 from perturblab.signals import Interrupted, StopFlag
-from perturblab.terminal import UserError
 
 POLL_S = 0.05
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -107,11 +107,9 @@ def _starter(preload: Sequence[str], jobs: int) -> Callable[[Cell, list[str], Pa
 
 
 def _touch(log: Path) -> None:
-    try:
+    with writing_to(log):
         log.parent.mkdir(parents=True, exist_ok=True)
         log.write_bytes(b"")
-    except OSError as error:
-        raise UserError(f"cannot write {log}: {error.strerror}") from None
 
 
 def _set(name: str, value: str | None) -> None:

@@ -22,7 +22,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import field_validator
 
-from perturblab.flags import Loading, each_once
+from perturblab.flags import Loading, OnCards, each_once
 from perturblab.grids import Grid, Measure
 from perturblab.settings import Command, Settings, flag
 from perturblab.studies.adaptive_noise.training import (
@@ -126,7 +126,7 @@ class Train(Common):
         return one.baseline(), one.canonical()
 
 
-class Sweep(Common):
+class Sweep(OnCards, Common):
     """Networks x optimisers x learning rates x noise x seeds, each with its baseline: the document's run_experiment.py."""
 
     command = "sweep"

@@ -9,18 +9,17 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from perturblab.cpus import cores
 from perturblab.files import write_json
 from perturblab.launch import Cell, Outcome
-from perturblab.launch.script import write_script
-from perturblab.planning import decided
-from perturblab.runs import RunFolder, run_folder
+from perturblab.launch.cards import OPEN, at_a_time, cards_for
+from perturblab.launch.local import over
+from perturblab.launch.script import hand_over
+from perturblab.planning import planned
 from perturblab.settings import documented_flag, is_where
 from perturblab.studies.adaptive_noise import Sweep, Train
-from perturblab.sweep import Plan, explain_failures, run_plan
-from perturblab.terminal import UserError, duration, say, warn
+from perturblab.sweep import Plan, explain_failures, run_plan, table
+from perturblab.terminal import UserError, say, warn
 
-PRELOAD = ("perturblab.studies.adaptive_noise.run", "torch._dynamo", "sklearn.datasets")
 SHOWN = {"test_acc": "test acc (%)", "best_accuracy": "val acc (%)"}
 
 
@@ -28,13 +27,12 @@ def sweep(s: Sweep) -> None:
     """Run what is missing of the grid and compare every arm with its baseline, or write the script that does."""
     plan = plan_of(s)
     if s.mode == "generate":
-        write_script(plan.cells, s.output_script, s.prefix)
-        say(f"{s.output_script}: {len(plan.cells)} runs; start it, or: "
-            f"cat {s.output_script} | grep '^{s.prefix.split()[0]}' | parallel -j 4")  # fmt: skip
+        hand_over(plan.cells, s.output_script, s.prefix)
         return
-    jobs = 1 if s.mode == "sequential" else s.jobs or max(len(cards(s)), cores() if not cards(s) else 1)
+    found = cards(s)
+    jobs = 1 if s.mode == "sequential" else at_a_time(s.jobs, found, s.per_gpu)
     began = datetime.now()
-    outcomes = run_plan(plan, jobs)
+    outcomes = run_plan(plan, jobs, over(found, s.per_gpu, jobs))
     show(plan, outcomes)
     log = write_log(s, plan, outcomes, began)
     say(f"\nlog: {log}")
@@ -67,7 +65,7 @@ def warn_of_idle(s: Sweep, runs: Sequence[Train]) -> None:
 
 
 def plan_of_runs(runs: Iterable[Train]) -> Plan:
-    return Plan([Cell(one.name, one) for one in runs], folder, exports, PRELOAD)
+    return planned(runs, "perturblab.studies.adaptive_noise.run", exports)
 
 
 def check(runs: Iterable[Train]) -> None:
@@ -83,11 +81,6 @@ def train_of(cell: Cell) -> Train:
     return cell.settings
 
 
-def folder(cell: Cell) -> RunFolder:
-    settings = decided(train_of(cell))
-    return run_folder(settings, settings.name, settings.runs_dir)
-
-
 def exports(cell: Cell) -> Iterable[Path]:
     """The files of a finished run: those of its metrics (the checkpoint's name may be another run's by now)."""
     s = train_of(cell)
@@ -96,38 +89,35 @@ def exports(cell: Cell) -> Iterable[Path]:
 
 def cards(s: Sweep) -> list[int]:
     """The CUDA cards over which runs are spread. UserError where some were asked for and there is none."""
-    if s.device not in ("auto", "cuda"):
-        return []
-    import torch
-
-    there = torch.cuda.device_count()
-    if there == 0:
-        if "gpu" in s.model_fields_set:
-            raise UserError(f"--gpu {s.gpu}: there is no CUDA card here; leave it out, or add --device cpu")
-        return []
-    asked = [int(word) for word in s.gpu.split(",")] if "gpu" in s.model_fields_set else list(range(there))
-    if max(asked) >= there:
-        raise UserError(f"--gpu {s.gpu}: there are {there} CUDA cards, numbered from 0")
+    there, asked = cards_for([s]), [int(word) for word in s.gpu.split(",")]
+    if "gpu" not in s.model_fields_set or s.device not in OPEN:
+        return there
+    if not there:
+        raise UserError(f"--gpu {s.gpu}: there is no CUDA card here; leave it out, or add --device cpu")
+    if max(asked) >= len(there):
+        raise UserError(f"--gpu {s.gpu}: there are {len(there)} CUDA cards, numbered from 0")
     return asked
 
 
 def with_cards(s: Sweep) -> Iterator[Train]:
-    """The cells; where there are CUDA cards, each on the next of them."""
+    """The cells. One at a time, or in a script, each on the next of the cards; else it gets one as it starts."""
     found = cards(s)
     turn = cycle(found)
+    later = s.mode == "parallel" and s.jobs != 1 and len(found) > 1
     for one in s.grid():
-        yield one.model_copy(update={"device": f"cuda:{next(turn)}"}) if found else one
+        device = s.device if later or not found else f"cuda:{next(turn)}"
+        yield one.model_copy(update={"gpu": Train.default_of("gpu"), "device": device}) if found else one
 
 
 def show(plan: Plan, outcomes: Sequence[Outcome]) -> None:
     """The table of what happened."""
-    width = max(len(cell.name) for cell in plan.cells)
-    say(f"{'run':<{width}} {'status':<11} {'time':>8} " + " ".join(f"{name:>13}" for name in SHOWN.values()))
-    for outcome in outcomes:
+
+    def numbers(outcome: Outcome) -> list[float | None]:
         final = final_of(plan, outcome)
-        numbers = " ".join(f"{100 * final[key]:13.2f}" if key in final else f"{'-':>13}" for key in SHOWN)
-        time = duration(outcome.seconds) if outcome.seconds else "-"
-        say(f"{outcome.cell.name:<{width}} {status(plan, outcome):<11} {time:>8} {numbers}")
+        return [100 * final[key] if key in final else None for key in SHOWN]
+
+    width = max(len(cell.name) for cell in plan.cells)
+    table(outcomes, tuple(SHOWN.values()), numbers, width, lambda outcome: status(plan, outcome))
 
 
 def status(plan: Plan, outcome: Outcome) -> str:

@@ -24,7 +24,7 @@ from typing import Literal
 
 from pydantic import field_validator
 
-from perturblab.flags import Loading, Machine, each_once, listed
+from perturblab.flags import Loading, Machine, OnCards, each_once, listed
 from perturblab.grids import Grid, Measure
 from perturblab.settings import Command, Settings, flag
 from perturblab.studies.correction.making import DATASET, BuildData, Convert
@@ -143,7 +143,7 @@ class Train(Correcting):
         return Path(self.tensorboard_log_dir) / self.name
 
 
-class Run(Correcting, Loading):
+class Run(OnCards, Correcting, Loading):
     """Run an experiment of a config file: its grid, the document's checks on it, and the page with the answers.
 
     Without --config the document's four: overfit_test, lr_search, lambda_search, full_grid_search. A finished lr_search in the
@@ -191,7 +191,7 @@ class Run(Correcting, Loading):
     dataset: str | None = flag(
         None, f"What 08MNIST is made of where it is missing, else mnist. {DATASET}", where=True
     )
-    jobs: int = flag(0, "Runs at a time; 0 is one per core.", where=True, ge=0)
+    jobs: int = flag(0, "Runs at a time; 0 is one per core, or per CUDA card.", where=True, ge=0)
 
     _listed = field_validator(
         "learning_rate", "loss_type", "lambda_weight", "user_corrected_pool_size", "seed", mode="before"

@@ -202,11 +202,16 @@ def checked(path: Path, content: dict[str, Any], masks: bool) -> ImageSet:
 def plain(path: Path, key: str, found: Tensor) -> Tensor:
     """As float32; UserError for a tensor that does not hold its numbers one by one."""
     there = found.layout is torch.strided and found.device.type == "cpu" and not found.is_nested
-    if not there or found.is_complex() or found.is_quantized:
+    if not there or found.is_complex() or found.is_quantized or not holds_all(found):
         raise UserError(
             f"{path}: {key} is a tensor of a kind that is not read ({found.layout}, {found.dtype})"
         )
     return found.detach().float()
+
+
+def holds_all(found: Tensor) -> bool:
+    """Whether there is memory for each of its numbers; a view can tell of many more than a file holds."""
+    return found.numel() * found.element_size() <= found.untyped_storage().nbytes()
 
 
 # ---- what the original notebooks wrote -------------------------------------------------------------------------------

@@ -6,9 +6,10 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from perturblab.cpus import cores
 from perturblab.files import check_writable, keep_aside, write_atomic, writing_to
-from perturblab.launch import Cell, Outcome
+from perturblab.launch import Cell, Launch, Outcome
+from perturblab.launch.cards import at_a_time, cards_for
+from perturblab.launch.local import over
 from perturblab.report.tables import Cell as Value
 from perturblab.report.tables import csv_text, show
 from perturblab.studies.correction import Run, Train, equal_lambda
@@ -43,12 +44,12 @@ def run(settings: Run) -> None:
     plan = planned([cell for cell, _ in cells])
     extra = sum(control for _, control in cells)
     told = f" ({extra} of them controls, for the page only)" if extra else ""
-    say(
-        f"{s.experiment}: {len(cells)} runs{told}, {s.jobs or cores()} at a time; {s.output_filename} will have the table"
-    )
+    cards = cards_for([s], s.jobs)
+    jobs = at_a_time(s.jobs, cards, s.per_gpu)
+    say(f"{s.experiment}: {len(cells)} runs{told}, {jobs} at a time; {s.output_filename} will have the table")
     outcomes: list[Outcome] = []
     try:
-        outcomes = carry_out(s, plan)
+        outcomes = carry_out(s, plan, jobs, over(cards, s.per_gpu, jobs))
     finally:  # also when stopped: what is done so far is in the tables
         stage = record(s, sources, cells)
         if any(
@@ -107,11 +108,10 @@ def controls(s: Run) -> Iterator[Train]:
 # ---- running them ----------------------------------------------------------------------------------------------------
 
 
-def carry_out(s: Run, plan: Plan) -> list[Outcome]:
+def carry_out(s: Run, plan: Plan, jobs: int, launch: Launch | None) -> list[Outcome]:
     """Run what is missing. A run that diverged before would again; its finding stays."""
-    jobs = s.jobs or cores()
     if not s.stop_grid_at_threshold:
-        return run_plan(without_diverged(plan), jobs)
+        return run_plan(without_diverged(plan), jobs, launch)
     outcomes: list[Outcome] = []
     for cell in plan.cells:  # one after another: which are skipped must not depend on which was faster
         if cell.name not in skipped(s, plan.cells):
@@ -167,7 +167,8 @@ def record(s: Run, sources: dict[str, str], cells: list[tuple[Cell, bool]]) -> S
         records.append(cell_record(cell.settings, run, status, control))
     complete = all(one["status"] in ("done", "diverged", "skipped") for one in records)
     settings = s.model_dump(
-        mode="json", exclude={"jobs", "device", "threads", "checkpoint_every", "num_workers", "data_dir"}
+        mode="json",
+        exclude={"jobs", "per_gpu", "device", "threads", "checkpoint_every", "num_workers", "data_dir"},
     )
     return {
         "schema_version": SCHEMA_VERSION, "experiment": s.experiment, "complete": complete, "settings": settings, "sources": sources,

@@ -6,15 +6,15 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from perturblab.launch import Cell
-from perturblab.planning import decided
+from perturblab.planning import COMPILER, decided
 from perturblab.runs import RunFolder, run_folder
 from perturblab.studies.correction import GRID, Run, Train
 from perturblab.studies.correction.layout import check_whole, data_sha256, file_sha256, used_files
 from perturblab.sweep import Plan
 
-# What every run imports: torch brings in its compiler with the first optimiser, Pillow its formats with the first picture.
+# What every run imports: Pillow brings in its formats with the first picture.
 FORMATS = tuple(f"PIL.{name}ImagePlugin" for name in ("Bmp", "Gif", "Jpeg", "Ppm", "Png"))
-PRELOAD = ("perturblab.studies.correction.cell", "torch._dynamo", *FORMATS)
+PRELOAD = ("perturblab.studies.correction.cell", COMPILER, *FORMATS)
 
 
 def planned(cells: Sequence[Cell]) -> Plan:

@@ -16,7 +16,7 @@ from perturblab.report.events import Event, event_file, file_name, run_id_of
 from perturblab.runs import Row, RunFolder
 from perturblab.studies.correction import Train
 from perturblab.studies.correction.layout import owner_by_sidecar, sidecar
-from perturblab.terminal import say, warn
+from perturblab.terminal import UserError, say, warn
 
 SCALARS = {
     "Loss/train_epoch": "train_loss", "Loss/train_confounded": "train_conf_loss", "Loss/train_corrected": "train_corr_loss",
@@ -95,7 +95,7 @@ def metrics(results: dict[str, Any]) -> dict[str, float]:
 
 def events_of(run: RunFolder, results: dict[str, Any]) -> Iterator[Event]:
     """An event per epoch; images and predicted digits where these were logged, the final numbers in the last."""
-    images = {name: read_checked(run.path / f"{name}.png") or b"" for name in IMAGES}
+    images = {name: picture(run, name) for name in IMAGES}
     rows, clock = run.rows, times(run)
     for row in rows:
         scalars = {tag: row[key] for tag, key in SCALARS.items()}
@@ -110,6 +110,14 @@ def events_of(run: RunFolder, results: dict[str, Any]) -> Iterator[Event]:
         )
 
 
+def picture(run: RunFolder, name: str) -> bytes:
+    path = run.path / f"{name}.png"
+    data = read_checked(path)
+    if data is None:
+        raise UserError(f"{path} is damaged; remove {run.path} and run again")
+    return data
+
+
 def texts(row: Row) -> dict[str, str]:
     shown = row["predicted"] or {}
     return {f"Predictions/{name.removesuffix('_samples')}": digits for name, digits in shown.items()}
@@ -118,11 +126,7 @@ def texts(row: Row) -> dict[str, str]:
 def times(run: RunFolder) -> dict[int, float]:
     """When each epoch ended, seconds since 1970: the start of the run and what its epochs took."""
     now, ended = (run.path / "settings.json").stat().st_mtime, {}
-    took = {}
-    for line in (run.path / "timings.jsonl").read_text().splitlines():
-        content = json.loads(line)
-        took[content["epoch"]] = content["seconds"]
-    for epoch, seconds in sorted(took.items()):
-        now += seconds
+    for epoch, row in sorted(run.timings().items()):
+        now += row["seconds"]
         ended[epoch] = now
     return ended

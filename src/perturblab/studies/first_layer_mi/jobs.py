@@ -5,18 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from itertools import groupby
-from pathlib import Path
 
 from perturblab.flags import data_name
 from perturblab.launch import Cell
 from perturblab.launch.arrays import hand_over, write_array
-from perturblab.planning import decided
-from perturblab.runs import RunFolder, run_folder
+from perturblab.planning import planned
 from perturblab.studies.first_layer_mi import Jobs, Train
 from perturblab.sweep import Plan
-
-# What every run imports; torch brings in its compiler with the first optimiser, whether it compiles or not.
-PRELOAD = ("perturblab.studies.first_layer_mi.run", "torch._dynamo", "sklearn.datasets")
 
 
 def jobs(s: Jobs) -> None:
@@ -35,16 +30,4 @@ def jobs(s: Jobs) -> None:
 
 
 def plan_of_runs(runs: Iterable[Train]) -> Plan:
-    return Plan([Cell(t.name, t) for t in runs], folder, exports, PRELOAD)
-
-
-def folder(cell: Cell) -> RunFolder:
-    settings = cell.settings
-    assert isinstance(settings, Train)
-    settings = decided(settings)
-    return run_folder(settings, settings.name, settings.runs_dir)
-
-
-def exports(cell: Cell) -> Iterable[Path]:
-    assert isinstance(cell.settings, Train)
-    return cell.settings.exports.values()
+    return planned(runs, "perturblab.studies.first_layer_mi.run")

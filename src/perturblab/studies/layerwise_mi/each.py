@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import TypeVar
 
 from perturblab.launch import Cell
 from perturblab.launch.local import run_cells
-from perturblab.planning import decided
+from perturblab.planning import PRELOAD, decided, exports
 from perturblab.runs import RunFolder, run_folder
 from perturblab.signals import stop_on_signals
 from perturblab.studies.layerwise_mi import ALL, Evaluate, Train, seeded_name
@@ -16,17 +15,18 @@ from perturblab.sweep import Plan, SomeFailed
 from perturblab.terminal import UserError, duration, say
 
 S = TypeVar("S", Train, Evaluate)
-# What every run imports; torch brings in its compiler with the first optimiser, whether it compiles or not.
-PRELOAD = (
-    "perturblab.studies.layerwise_mi.run", "perturblab.studies.layerwise_mi.evaluate", "torch._dynamo", "sklearn.datasets",
-)  # fmt: skip
+IMPORTED = (
+    "perturblab.studies.layerwise_mi.run",
+    "perturblab.studies.layerwise_mi.evaluate",
+    *PRELOAD,
+)
 
 
 def each_model(s: S, ending: Callable[[S], str]) -> None:
     """Run ``s`` for every model, each in a process of its own, then say how each ended. SomeFailed if any failed."""
     cells = [Cell(model, s.model_copy(update={"model": model})) for model in ALL]
     with stop_on_signals() as stop:
-        outcomes = run_cells(cells, lambda cell: None, 1, stop, lambda outcome: None, PRELOAD)
+        outcomes = run_cells(cells, lambda cell: None, 1, stop, lambda outcome: None, IMPORTED)
     say(f"\n{s.command} of {len(cells)} models:")
     for outcome in outcomes:
         one = s.model_copy(update={"model": outcome.cell.name})
@@ -48,7 +48,7 @@ def plan_of_runs(runs: Iterable[Train]) -> Plan:
         raise UserError(
             f"--model all is not one run; the grid has the axis model, by default {', '.join(ALL)}"
         )
-    return Plan([Cell(seeded_name(t.model, t.seed), t) for t in runs], folder, exports, PRELOAD)
+    return Plan([Cell(seeded_name(t.model, t.seed), t) for t in runs], folder, exports, IMPORTED)
 
 
 def folder(cell: Cell) -> RunFolder:
@@ -57,8 +57,3 @@ def folder(cell: Cell) -> RunFolder:
     assert isinstance(settings, Train)
     s = decided(settings).canonical()
     return run_folder(s, seeded_name(s.model, s.seed), s.runs_dir)
-
-
-def exports(cell: Cell) -> Iterable[Path]:
-    assert isinstance(cell.settings, Train)
-    return cell.settings.exports.values()

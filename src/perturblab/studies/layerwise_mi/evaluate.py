@@ -196,7 +196,7 @@ def work(s: Evaluation, settings: Evaluate, opened: Opened, stop: StopFlag, run:
         left = len(masks) - len(of_layer(run.rows, index))
         if left and len(masks) < s.n_subsets:
             warn(f"{site.name}: {len(masks)} different subsets were found, {s.n_subsets} were asked for")
-        if left:
+        if left or Blocks(run, index).images < len(data):  # a damaged block is made again
             measure(s, run, Subject(model, data, other[:CALIBRATION]), index, site, masks, stop)
     finish(s, run, data, full, chosen)
 

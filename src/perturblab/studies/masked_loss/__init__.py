@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import field_validator
 
-from perturblab.flags import Loading, Sgd, Suffixed, each_once
+from perturblab.flags import Loading, OnCards, Sgd, Suffixed, each_once
 from perturblab.grids import Grid, Measure
 from perturblab.settings import Command, Settings, flag
 
@@ -115,7 +115,7 @@ class Train(Training, Suffixed):
         }
 
 
-class Sweep(Training):
+class Sweep(OnCards, Training):
     """Run the grid architectures x modes x seeds: the document's 24 runs by default."""
 
     command = "sweep"

@@ -1,0 +1,233 @@
+"""A real Slurm and a real Grid Engine stop a run in the middle; in the end its files are those of an undisturbed one."""
+
+import contextlib
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from clusters import (
+    TESTS,
+    Cluster,
+    alive,
+    enter,
+    logs,
+    made,
+    measuring,
+    number,
+    perturblab,
+    running,
+    said,
+    worker,
+)
+from conftest import Zygote, differing, until
+
+pytestmark = pytest.mark.slow
+on_slurm = pytest.mark.xdist_group("slurm")
+on_sge = pytest.mark.xdist_group("sge")
+EPOCHS = 100  # some seconds: time to stop it
+EXPORTED = "-> results/vgg11_masked_seed0.json"
+SCRIPT = "scripts/job_manager_masked-loss.sh"
+PYTHON = f"{shlex.quote(sys.executable)} -m perturblab"  # an environment file might bring another one
+
+
+@pytest.fixture(scope="module")
+def slurm_of_all() -> Iterator[Cluster]:
+    with running("slurm") as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def slurm(slurm_of_all: Cluster) -> Iterator[Cluster]:
+    yield slurm_of_all
+    slurm_of_all.clear()
+
+
+@pytest.fixture(scope="module")
+def sge_of_all() -> Iterator[Cluster]:
+    with running("sge") as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def sge(sge_of_all: Cluster) -> Iterator[Cluster]:
+    yield sge_of_all
+    sge_of_all.clear()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(npz: Path, zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What the run makes that nobody stops."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "project"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(TESTS)
+        enter(folder, npz, "masked", epochs=EPOCHS)
+        ended = zygote.run(["run", "grid.yaml"], folder)
+    assert ended.code == 0, ended.output
+    return made(folder)
+
+
+@pytest.fixture
+def project(npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with the grid of that one run in it."""
+    monkeypatch.chdir(tmp_path)
+    enter(tmp_path / "project", npz, "masked", epochs=EPOCHS)
+    return Path.cwd()
+
+
+def sent(cluster: Cluster, *more: str) -> str:
+    """Submit the run and wait until it is in the middle of its work; the number of its job."""
+    job = number(perturblab("run", "grid.yaml", "--launcher", cluster.kind, "--submit", *more))
+    until(measuring, 120)
+    return job
+
+
+def stopped(cluster: Cluster, by: str) -> None:
+    """Once it has come to its end: it was stopped by that signal, once, and saved its state."""
+    until(lambda: cluster.idle, 180)
+    assert logs().count(f"stopped on {by}: the state is saved") == 1, logs()
+
+
+# ---- Slurm -------------------------------------------------------------------------------------------------------------
+
+
+@on_slurm
+def test_requeued_by_an_administrator_it_goes_on_to_the_same_files(
+    slurm: Cluster, project: Path, undisturbed: dict[str, bytes]
+) -> None:
+    job = sent(slurm)
+    said("scontrol", "requeue", f"{job}_1")
+    stopped(slurm, by="SIGTERM")
+    assert not differing(undisturbed, made(project))
+
+
+@on_slurm
+@pytest.mark.parametrize(("partition", "by"), [("low", "SIGTERM"), ("grace", "SIGUSR1")])
+def test_preempted_by_a_job_of_higher_priority_it_comes_back_and_goes_on_to_the_same_files(
+    slurm: Cluster, project: Path, undisturbed: dict[str, bytes], partition: str, by: str
+) -> None:
+    """With a grace time the run is told by SIGUSR1 and ends before it is over; its script asks for another start."""
+    file = project.with_name("env.sh")
+    file.write_text(f"#SBATCH --partition={partition}\n")
+    sent(slurm, "--environment", str(file), "--prefix", PYTHON)
+    said("sbatch", "--partition=high", "--nodes=2", "--output=/dev/null", "--wrap=sleep 1")
+    stopped(slurm, by)
+    assert not differing(undisturbed, made(project))
+
+
+@on_slurm
+def test_warned_before_the_time_limit_it_comes_back_and_goes_on_to_the_same_files(
+    slurm: Cluster, project: Path, undisturbed: dict[str, bytes]
+) -> None:
+    """What --signal=B:USR1@120 in the script asks for; a limit that is near enough would take minutes here."""
+    job = sent(slurm)
+    said("scancel", "--batch", "--signal=USR1", f"{job}_1")
+    stopped(slurm, by="SIGUSR1")
+    assert not differing(undisturbed, made(project))
+
+
+@on_slurm
+def test_cancelled_it_stays_so_and_submitted_again_it_goes_on_to_the_same_files(
+    slurm: Cluster, project: Path, undisturbed: dict[str, bytes]
+) -> None:
+    said("scancel", f"{sent(slurm)}_1")
+    until(lambda: slurm.idle)
+    assert not list(Path("results").glob("*"))
+    slurm.submit(SCRIPT)
+    stopped(slurm, by="SIGTERM")
+    assert not differing(undisturbed, made(project))
+
+
+@dataclass(frozen=True)
+class Orphan:
+    """A run that goes on, or may, on a node that Slurm takes for dead; frozen, so that the test says when."""
+
+    cluster: Cluster
+    node: str
+    pid: int
+
+    def wake(self) -> None:
+        os.kill(self.pid, signal.SIGCONT)
+
+
+@pytest.fixture
+def lost(slurm: Cluster, project: Path) -> Iterator[Callable[[], Orphan]]:
+    """``lost()``: a run is sent, its node dies and Slurm starts it on the other one; the run itself survives."""
+    made = []
+
+    def lose() -> Orphan:
+        job = sent(slurm)
+        orphan = Orphan(slurm, said("squeue", "-h", "-o", "%B", "-j", f"{job}_1").strip(), worker())
+        made.append(orphan)
+        os.kill(orphan.pid, signal.SIGSTOP)
+        os.kill(int((slurm.folder / "run" / f"slurmd-{orphan.node}.pid").read_text()), signal.SIGKILL)
+        # What slurmctld does by itself after SlurmdTimeout.
+        said("scontrol", "update", f"nodename={orphan.node}", "state=down", "reason=lost")
+        return orphan
+
+    yield lose
+    for orphan in made:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(orphan.pid, signal.SIGKILL)
+        said(TESTS / "schedulers/slurmd_up.sh", slurm.folder, orphan.node)
+        until(lambda: said("sinfo", "-h", "-o", "%T").split() == ["idle"] * 3)
+
+
+@on_slurm
+def test_started_again_while_a_start_on_a_lost_node_still_works_it_waits_for_that_one(
+    slurm: Cluster, lost: Callable[[], Orphan], undisturbed: dict[str, bytes]
+) -> None:
+    """Refused, it does not fail: nobody knows whether the other will come to an end."""
+    orphan = lost()
+    until(lambda: "is being worked on by" in logs(), 120)
+    orphan.wake()
+    until(lambda: slurm.idle, 180)
+    assert logs().count(EXPORTED) == 1, logs()
+    assert "stopped" not in logs()
+    assert not differing(undisturbed, made(Path()))
+
+
+@on_slurm
+def test_a_start_on_a_lost_node_that_gives_no_sign_is_taken_over_and_overwrites_nothing_when_it_wakes(
+    slurm: Cluster, lost: Callable[[], Orphan], undisturbed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PERTURBLAB_HEARTBEAT_S", "0.2")
+    orphan = lost()
+    until(lambda: slurm.idle, 180)
+    assert not differing(undisturbed, made(Path()))
+    orphan.wake()
+    until(lambda: not alive(orphan.pid))
+    assert logs().count(EXPORTED) == 1, logs()
+    assert "was taken over by" in logs()
+    assert not differing(undisturbed, made(Path()))
+
+
+# ---- Grid Engine -------------------------------------------------------------------------------------------------------
+
+
+@on_sge
+def test_told_by_grid_engine_it_ends_with_99_and_comes_back_by_itself_to_the_same_files(
+    sge: Cluster, project: Path, undisturbed: dict[str, bytes]
+) -> None:
+    """SIGUSR2 is what -notify sends before a limit or a suspension kills."""
+    sent(sge)
+    os.kill(worker(), signal.SIGUSR2)
+    stopped(sge, by="SIGUSR2")
+    assert not differing(undisturbed, made(project))
+
+
+@on_sge
+def test_deleted_with_qdel_it_saves_first_and_submitted_again_it_goes_on_to_the_same_files(
+    sge: Cluster, project: Path, undisturbed: dict[str, bytes]
+) -> None:
+    said("qdel", sent(sge))
+    until(lambda: sge.idle)
+    assert not list(Path("results").glob("*"))
+    sge.submit(SCRIPT)
+    stopped(sge, by="SIGUSR2")
+    assert not differing(undisturbed, made(project))
