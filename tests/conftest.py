@@ -317,7 +317,9 @@ class Zygote:
             [sys.executable, str(TESTS / "zygote.py"), *MODULES],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=environment(JE_ARROW_MALLOC_CONF="background_thread:false"),  # pandas' pyarrow would start one
+            env=environment(
+                JE_ARROW_MALLOC_CONF="background_thread:false"
+            ),  # pandas' pyarrow would start one
             bufsize=0,
         )
         assert self._read() == {"ready": True}
@@ -383,6 +385,26 @@ def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
     zygote.close()
 
 
+@pytest.fixture(scope="session")
+def whole_run(
+    zygote: Zygote, smoke: Callable[[str], Any], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], list[str]]:
+    """``whole_run(name)``: the words of one of ``smokes.RUNS``, which saves its state after each step."""
+
+    @cache
+    def words(name: str) -> list[str]:
+        study, _, evaluates = name.partition(" ")
+        train = [*smoke(study).words, "--checkpoint_every", "0"]
+        if not evaluates:
+            return train
+        folder = tmp_path_factory.mktemp("trained")
+        ended = zygote.run(train, folder)
+        assert ended.code == 0, ended.output
+        return [*smoke(study).then[0], "--checkpoint", str(folder / "checkpoints" / "vgg9_best.pth")]
+
+    return words
+
+
 # ---- the kill harness --------------------------------------------------------------------------------------------
 
 # What differs between runs by nature: times, process ids, logs. The manifest's content is compared.
@@ -435,8 +457,9 @@ def differing(one: dict[str, bytes], other: dict[str, bytes]) -> list[str]:
 
 def stage_of(folder: Path) -> str:
     """How far the run in ``folder`` had come when it was killed, in words."""
-    names = [path.name for path in folder.rglob("*") if path.is_file()]
-    if any(name.endswith(".tmp") for name in names):
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    names = [path.name for path in files]
+    if any(path.suffix == ".tmp" or ("claim-" in str(path) and path.name != "holder.json") for path in files):
         return "during a write"
     if "settings.json" not in names:
         return "before the run folder"

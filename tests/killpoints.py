@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-CHANGES = ("fsync", "replace", "unlink", "remove", "mkdir", "chmod", "rename", "link")
+CHANGES = ("fsync", "replace", "unlink", "remove", "mkdir", "rmdir", "chmod", "rename", "link")
 PLAIN_OPEN = os.open  # not counted
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
@@ -59,9 +59,10 @@ class Points:
 
 
 def name_of(what: Any) -> str:
-    """The file's name, without the random part of a temporary one and the numbers of a checkpoint."""
+    """The file's name, without the random part of a temporary one or a claim and the numbers of a checkpoint."""
     path = os.readlink(f"/proc/self/fd/{what}") if isinstance(what, int) else os.fspath(what)
     name = re.sub(r"\.([0-9a-f]{10})?[a-z0-9_]{8}\.tmp", ".tmp", Path(path).name)
+    name = re.sub(r"^(\.claim-|before-|)[0-9a-f]{8}$", r"\1TOKEN", name)
     return re.sub(r"\d{6}-\d{8}", "N", re.sub(r"-[0-9a-f]{10}", "-ID", name))
 
 
@@ -104,15 +105,15 @@ def wrap(points: Points) -> None:
     plain_open, plain_os_open = builtins.open, os.open
 
     class Rows(io.FileIO):
-        """An unbuffered file: dies also with half of the bytes written."""
+        """An unbuffered file: a point also when half of the bytes are written."""
 
         def write(self, data: Any) -> int:
-            label = f"write {name_of(self.fileno())}"
+            label, half = f"write {name_of(self.fileno())}", 0
             points.point(f"before {label}")
             if points.reached():
-                super().write(bytes(data)[: len(data) // 2])
+                half = super().write(bytes(data)[: len(data) // 2])
             points.point(f"half of {label}")
-            written = super().write(data)
+            written = half + super().write(bytes(data)[half:])
             points.point(f"after {label}")
             return written
 

@@ -8,6 +8,7 @@ from conftest import write_npz
 from test_correction_cell import make_08mnist, train_words
 
 STUDIES = ("masked-loss", "first-layer-mi", "layerwise-mi", "correction", "adaptive-noise")
+RUNS = (*STUDIES, "layerwise-mi evaluate")
 CPU = ("--device", "cpu", "--threads", "1")
 
 
@@ -79,3 +80,33 @@ MADE = {
     "masked-loss": _masked_loss, "first-layer-mi": _first_layer_mi, "layerwise-mi": _layerwise_mi, "correction": _correction,
     "adaptive-noise": _adaptive_noise,
 }  # fmt: skip
+
+
+SHORT = {
+    "masked-loss": "--epochs 1 --batch_size 72 --robustness_masks 1",
+    "first-layer-mi": "--epochs 1 --batch_size 72 --n_masks_train 1 --n_masks_final 1 --warmup_epochs 0",
+    "layerwise-mi": "--epochs 1 --batch-size 72",
+    "layerwise-mi evaluate": "--layers 0 5",
+    "correction": "--max_epochs 1",
+    "adaptive-noise": "-e 2 -b 72 --sharpness-draws 1",
+}
+"""What makes a run short where it is killed at every point."""
+
+
+# ---- a grid of two of them --------------------------------------------------------------------------------------------
+
+GRID = """
+study: masked-loss
+fixed: {{arch: vgg11, width: 0.05, epochs: 2, batch_size: 20, robustness_masks: 1, threads: 1, device: cpu, dataset: "npz:{npz}",
+  checkpoint_every: 0, lr: {lr}}}
+axes: {{mode: [masked, baseline], seed: [0]}}
+"""
+FORK = ["test_correction_run", "fork_cells"]
+"""A hook for a child of the zygote: it forks its runs, instead of a server that imports torch anew."""
+
+
+def write_grid(folder: Path, npz: Path, lr: float = 0.05) -> list[str]:
+    """``grid.yaml`` in ``folder``; the words that do its two runs at the same time."""
+    folder.mkdir(exist_ok=True)
+    (folder / "grid.yaml").write_text(GRID.format(npz=npz, lr=lr))
+    return ["run", "grid.yaml", "--jobs", "2"]

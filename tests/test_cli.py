@@ -98,7 +98,8 @@ def test_every_flag_is_understood_with_underscores_and_with_dashes(command) -> N
     required = {
         "masked-loss train": TRAIN[2:], "masked-loss evaluate": ("--checkpoint", "x.pt"),
         "first-layer-mi train": ("--arch", "vgg9", "--seed", "0"), "correction run": ("-e", "lr_search"),
-        "correction convert": ("x.pth",), **dict.fromkeys(("plan", "run", "status", "retry"), ("masked-loss",)),
+        "correction convert": ("x.pth",), **dict.fromkeys(("plan", "run", "status", "watch", "retry", "prune"), ("masked-loss",)),
+        "compare": ("masked-loss", "masked-loss"),
     }.get(command, ())  # fmt: skip
     cls = COMMANDS[command].settings
     for field, info in cls.model_fields.items():

@@ -19,7 +19,7 @@ from killpoints import fill, used_kb
 from perturblab.files import digest
 from perturblab.runs import RunFolder
 from perturblab.terminal import UserError
-from smokes import STUDIES, Smoke
+from smokes import FORK, STUDIES, Smoke, write_grid
 
 DISK_KB = 12_288
 BLOCK_KB = 4
@@ -233,15 +233,6 @@ def test_20_fill_levels_and_each_kind_of_write_are_one_line_that_names_the_file_
 
 # ---- grids -------------------------------------------------------------------------------------------------------------
 
-GRID = """
-study: masked-loss
-fixed: {{arch: vgg11, width: 0.05, epochs: 2, batch_size: 36, robustness_masks: 1, threads: 1, device: cpu, dataset: "npz:{npz}",
-  checkpoint_every: 0, lr: {lr}}}
-axes: {{mode: [masked, baseline], seed: [0]}}
-"""
-FORK = ["test_correction_run", "fork_cells"]
-"""The runs are forked from the launcher: importing torch anew takes seconds."""
-
 
 @dataclass
 class Grid(Case):
@@ -270,12 +261,9 @@ def grid_case(zygote: Zygote, npz: Path, disk: Path, tmp_path: Path) -> Callable
         for lr, folder in ((0.01, before), (0.05, after)):
             if folder == after:
                 shutil.copytree(before, after)
-            folder.mkdir(exist_ok=True)
-            (folder / "grid.yaml").write_text(GRID.format(npz=npz, lr=lr))
-            ended = zygote.run(["run", "grid.yaml", *words], folder, hooks=[FORK])
+            ended = zygote.run([*write_grid(folder, npz, lr), *words], folder, hooks=[FORK])
             assert ended.code == 0, ended.output
-        shutil.copy(after / "grid.yaml", before)
-        return Grid(zygote, ["run", "grid.yaml", *words], before, files_of(after), disk)
+        return Grid(zygote, [*write_grid(before, npz), *words], before, files_of(after), disk)
 
     return make
 
@@ -284,7 +272,7 @@ def grid_case(zygote: Zygote, npz: Path, disk: Path, tmp_path: Path) -> Callable
 def test_a_grid_with_two_runs_at_a_time_on_a_full_disk_says_what_it_could_not_write_and_goes_on_later(
     grid_case: Callable[..., Grid], n: int
 ) -> None:
-    one = grid_case("--jobs", "2")
+    one = grid_case()
     seen, codes = Seen(), Counter[int]()
     for free_kb in spread(range(0, 560, BLOCK_KB), n):
         codes[one.try_(seen, f"{free_kb} KiB free", free_kb).code] += 1

@@ -237,7 +237,7 @@ def test_a_slip_in_a_file_is_told_with_its_line(tmp_path, monkeypatch, text, tol
     ("plan masked-loss --set seed=0,-1", "--set seed=0,-1: --seed -1 is refused: it must be a whole number, 0 or more"),
     ("retry masked-loss --set mode=maskd", "--set mode=maskd: --mode 'maskd' is not one of baseline, masked, half-loss"),
     ("plan masked-loss --jobs -1", "--jobs -1 is refused"),
-    ("run masked-loss --launcher slum", "--launcher 'slum' is not one of local, script, sge, slurm; did you mean 'slurm'?"),
+    ("run masked-loss --launcher slum", "--launcher 'slum' is not one of local, script, sge, slurm, dask; did you mean 'slurm'?"),
     ("run masked-loss --submit", "--submit needs --launcher sge or slurm"),
     ("run masked-loss --launcher sge --mem 16", "--mem 16 is refused"),
     ("plan masked-loss --sett seed=1", "no flag '--sett'; did you mean '--set'?"),

@@ -3,16 +3,19 @@
 import os
 import shutil
 import signal
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from conftest import KillAtRandom, Killed, Zygote, differing, files_of
-from test_correction_cell import make_08mnist, train_words
+from smokes import RUNS, SHORT
 
 WHOLE_TEST_S = 60.0
 CHANGING = (
     "after replace",
+    "after rename",
     "after unlink",
     "after fsync .",
     "half of write",
@@ -44,51 +47,24 @@ def test_killed_30_times_at_random_moments_no_file_differs(
     assert seconds < WHOLE_TEST_S * max(1.0, busy)
 
 
-@pytest.fixture(scope="session")
-def first_layer_run(npz: Path) -> list[str]:
-    """A whole run of first-layer-mi: training with CutMix and dropout, measurements in each epoch, the final one."""
-    words = (
-        "first-layer-mi train --arch vgg9 --seed 0 --width 0.05 --epochs 2 --batch_size 20 --lr 0.01 --warmup_epochs 1 "
-        "--eval_interval 1 --n_masks_train 3 --n_masks_final 4 --max_eval_batches_final 0 --threads 1 --device cpu "
-        "--save-predictions results/predictions.npz"
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.soak)])
+def test_runs_of_all_five_studies_killed_at_random_moments_end_with_the_same_files(
+    kill_at_random: KillAtRandom, whole_run: Callable[[str], list[str]], tmp_path: Path, kills: int
+) -> None:
+    """In turn with a checkpoint after each step, now and then, and only at the end; an evaluation as it keeps its own."""
+    every = {"0": kills - 2 * (kills // 3), "0.05": kills // 3, "60": kills // 3}
+    seen = []
+    for name in RUNS:
+        for seconds, n in every.items():
+            words = (
+                whole_run(name) if "evaluate" in name else [*whole_run(name), "--checkpoint_every", seconds]
+            )
+            seen.append(kill_at_random(words, tmp_path / name / seconds, n, seed=len(seen)))
+            check(seen[-1], n)
+    stages = sum((one.stages for one in seen), Counter[str]())
+    print(
+        f"{told(Killed(stages, sum(one.runs for one in seen), [], sum(one.seconds for one in seen)))}, over five studies"
     )
-    return [*words.split(), "--dataset", f"npz:{npz}"]
-
-
-def test_first_layer_mi_killed_6_times_at_random_moments_no_file_differs(
-    kill_at_random: KillAtRandom, first_layer_run: list[str], tmp_path: Path
-) -> None:
-    check(kill_at_random([*first_layer_run, "--checkpoint_every", "0"], tmp_path, 6, seed=2), 6)
-
-
-@pytest.mark.slow
-def test_first_layer_mi_killed_60_times_at_random_moments_no_file_differs(
-    kill_at_random: KillAtRandom, first_layer_run: list[str], tmp_path: Path
-) -> None:
-    check(kill_at_random([*first_layer_run, "--checkpoint_every", "0"], tmp_path, 60, seed=4), 60)
-
-
-@pytest.fixture(scope="session")
-def correction_run(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """A whole run of correction that stops before its last epoch, of two steps each; the best one is two epochs older."""
-    made = make_08mnist(tmp_path_factory.mktemp("08"))
-    stops = (
-        "--seed 1 --batch_size 32 --early_stopping_patience 2 --min_delta 0.02 --max_epochs 60 --grad-clip 5"
-    )
-    return train_words(made, "--checkpoint_every", "0", *stops.split())
-
-
-def test_correction_killed_8_times_at_random_moments_no_file_differs(
-    kill_at_random: KillAtRandom, correction_run: list[str], tmp_path: Path
-) -> None:
-    check(kill_at_random(correction_run, tmp_path, 8, seed=2), 8)
-
-
-@pytest.mark.slow
-def test_correction_killed_40_times_at_random_moments_no_file_differs(
-    kill_at_random: KillAtRandom, correction_run: list[str], tmp_path: Path
-) -> None:
-    check(kill_at_random(correction_run, tmp_path, 40, seed=3), 40)
 
 
 # ---- every moment, not random ones ---------------------------------------------------------------------------------
@@ -126,7 +102,7 @@ def killed_at_each(
         found = differing(expected, kill_at(zygote, words, folder / "killed", point))
         shutil.rmtree(folder / "killed")
         bad += [f"{name} after a kill at point {point}: {labels[point - 1]}" for name in found]
-    print(f"{len(wanted)} of {len(labels)} points, {len(bad)} files differ")
+    print(f"{' '.join(words[:2])}: {len(wanted)} of {len(labels)} points, {len(bad)} files differ")
     assert not bad, "\n".join(bad)
 
 
@@ -138,35 +114,26 @@ def test_killed_at_each_kind_of_file_change_no_file_differs(
 
 
 def test_correction_killed_while_it_exports_no_file_differs(
-    zygote: Zygote, correction_run: list[str], tmp_path: Path
+    zygote: Zygote, whole_run: Callable[[str], list[str]], tmp_path: Path
 ) -> None:
-    words, done = [*correction_run, "--max_epochs", "2"], "after replace results.json"
+    words, done = [*whole_run("correction"), "--max_epochs", "2"], "after replace results.json"
     killed_at_each(zygote, words, tmp_path, every_point=False, since=done)
 
 
-def test_correction_killed_at_each_kind_of_file_change_no_file_differs(
-    zygote: Zygote, correction_run: list[str], tmp_path: Path
-) -> None:
-    killed_at_each(zygote, [*correction_run, "--max_epochs", "2"], tmp_path, every_point=False)
-
-
 @pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS[1:])
+def test_a_study_killed_at_each_kind_of_file_change_ends_with_the_same_files(
+    zygote: Zygote, whole_run: Callable[[str], list[str]], tmp_path: Path, name: str
+) -> None:
+    killed_at_each(zygote, [*whole_run(name), *SHORT[name].split()], tmp_path, every_point=False)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", RUNS)
 def test_killed_before_and_after_every_single_file_change_no_file_differs(
-    zygote: Zygote, tiny_run: list[str], tmp_path: Path
+    zygote: Zygote, whole_run: Callable[[str], list[str]], tmp_path: Path, name: str
 ) -> None:
-    few = ["--epochs", "2", "--batch_size", "72", "--robustness_masks", "1"]
-    killed_at_each(zygote, [*tiny_run, "--checkpoint_every", "0", *few], tmp_path, every_point=True)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("every", ["0", "0.05", "60"])
-def test_killed_60_times_at_random_moments_no_file_differs(
-    kill_at_random: KillAtRandom, tiny_run: list[str], tmp_path: Path, every: str
-) -> None:
-    check(
-        kill_at_random([*tiny_run, "--checkpoint_every", every], tmp_path, 60, seed=int(float(every) * 100)),
-        60,
-    )
+    killed_at_each(zygote, [*whole_run(name), *SHORT[name].split()], tmp_path, every_point=True)
 
 
 @pytest.mark.slow

@@ -39,7 +39,7 @@ ALLOWED = {
     4: {0, 4},
     5: {0, 4, 5},
     6: {0, 1, 2, 3, 4, 5, 6},
-    7: {0, 4, 6, 7},
+    7: {0, 4, 5, 6, 7},
 }
 EXTRA = {("measure", "runs"), ("probes", "runs"), ("train", "runs")}
 LIGHT = {0, 4, 5}  # no torch, not even inside a function

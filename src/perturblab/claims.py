@@ -168,10 +168,12 @@ def heartbeat_s() -> float:
 
 def _take(folder: Path, beat_s: float, poll: Callable[[], None]) -> Claim:
     for _ in range(MOST_TRIES):
+        claim = None
         with contextlib.suppress(FileNotFoundError):  # whoever was faster has cleaned up
-            if (claim := _try(folder, secrets.token_hex(4), beat_s, poll)) is not None:
-                _remove_leftovers(folder)
-                return claim
+            claim = _try(folder, secrets.token_hex(4), beat_s, poll)
+        if claim is not None:
+            _remove_leftovers(folder)
+            return claim
         time.sleep(random.uniform(0.0, 0.05))
     raise Busy(f"several processes want {folder} at the same moment; run the same command again")
 
@@ -276,8 +278,7 @@ def _move_away(staging: Path, to: Path) -> None:
 
 def _remove_leftovers(folder: Path) -> None:
     """What those left who died while they prepared or released a claim."""
-    now = time.time()
     for claim in folder.glob(".claim-*"):
-        holders = [_read(claim / name) for name in os.listdir(claim)] if claim.is_dir() else []
-        if all(one.seems_dead(now) for one in holders):
-            shutil.rmtree(claim, ignore_errors=True)
+        with contextlib.suppress(OSError):  # its owner removes it at this moment
+            if all(_read(claim / name).seems_dead(time.time()) for name in os.listdir(claim)):
+                shutil.rmtree(claim)

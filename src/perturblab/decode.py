@@ -102,7 +102,12 @@ def _identity(files: list[Path]) -> str:
     """What the pixels depend on: the files as they stand, and the decoder."""
     h = hashlib.sha256(PIL.__version__.encode())
     for file in files:
-        stat = file.stat()
+        try:
+            stat = file.stat()
+        except OSError as error:  # a link to nowhere
+            raise UserError(
+                f"cannot read {file}: {error.strerror}; remove it, or bring what it is a link to"
+            ) from None
         h.update(repr((str(file.resolve()), stat.st_size, stat.st_mtime_ns)).encode())
     return h.hexdigest()[:32]
 

@@ -1,4 +1,4 @@
-"""``plan``, ``run``, ``status``, ``retry``: the same four commands for the grid of every study and for a file of one's own."""
+"""``plan``, ``run``, ``status``, ``watch``, ``retry``, ``compare``, ``prune``: for the grid of every study and for a file of one's own."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from perturblab.launch.arrays import Resources
 from perturblab.settings import Command, Settings, flag
 
 
-class OfAGrid(OnCards):
+class WhichGrid(Settings):
     """Which grid, and what in it is changed."""
 
     grid: str = flag("", "A study, for its document's grid, or a FILE.yaml.", argument=True, where=True)
@@ -23,6 +23,11 @@ class OfAGrid(OnCards):
     runs_dir: str | None = flag(
         None, "Where runs keep their state; else the file's, else ./perturblab_runs.", where=True
     )
+
+
+class OfAGrid(OnCards, WhichGrid):
+    """How it is run here, and how much of it is shown."""
+
     jobs: int = flag(
         0, "Runs at a time here; 0 is one per core, or per CUDA card.", "--jobs", "-j", where=True, ge=0
     )
@@ -68,7 +73,7 @@ class RetryGrid(RunGrid):
     command = "retry"
 
 
-class WatchGrid(OfAGrid):
+class WatchGrid(WhichGrid):
     """Follow a grid, from any terminal or machine, until nothing runs and nothing is missing. Writes nothing.
 
     On a terminal it is a screen that lives; elsewhere a line when something has changed. Ctrl-C ends the watching only.
@@ -77,6 +82,9 @@ class WatchGrid(OfAGrid):
     command = "watch"
 
     every: float = flag(2.0, "Seconds between two looks.", where=True, ge=0.1)
+    jobs: int = flag(
+        0, "Runs at a time, for the time left; 0 is as many as run now.", "--jobs", "-j", where=True, ge=0
+    )
 
 
 class CompareGrid(Settings):
@@ -101,7 +109,7 @@ class CompareGrid(Settings):
     all: bool = flag(False, "Show every number of every comparison.", where=True)
 
 
-class PruneGrid(Settings):
+class PruneGrid(WhichGrid):
     """Show what old state of runs fills the disk; with --yes remove it. Results are kept unless --done says otherwise.
 
     Old are what failed or stopped runs left and nobody touched for --older_than days; of any run, temporary files and
@@ -112,10 +120,6 @@ class PruneGrid(Settings):
 
     grid: str = flag(
         "", "A study or a FILE.yaml: only its runs; else all of --runs_dir.", argument=True, where=True
-    )
-    given: tuple[str, ...] = flag((), "NAME=VALUE or NAME=v1,v2, as for plan.", "--set", where=True)
-    runs_dir: str | None = flag(
-        None, "Where runs keep their state; else the file's, else ./perturblab_runs.", where=True
     )
     older_than: float = flag(30.0, "Days that a run was not touched, to be old.", where=True, ge=0)
     done: bool = flag(False, "Also finished runs that are old, with their results.", where=True)
@@ -128,13 +132,13 @@ COMMANDS: dict[str, Command] = {
     "run": Command(RunGrid, "perturblab.gridcommands.run:run"),
     "status": Command(StatusOfGrid, "perturblab.gridcommands.status:status"),
     "watch": Command(WatchGrid, "perturblab.gridcommands.watch:watch"),
+    "retry": Command(RetryGrid, "perturblab.gridcommands.run:retry"),
     "compare": Command(CompareGrid, "perturblab.gridcommands.compare:compare"),
     "prune": Command(PruneGrid, "perturblab.gridcommands.prune:prune"),
-    "retry": Command(RetryGrid, "perturblab.gridcommands.run:retry"),
 }
 
 
-def words_of(s: OfAGrid, command: str) -> Sequence[str]:
+def words_of(s: WhichGrid, command: str) -> Sequence[str]:
     """The command line that does ``command`` with the same grid."""
     sets = [word for one in s.given for word in ("--set", one)]
     where = ["--runs_dir", s.runs_dir] if s.runs_dir is not None else []

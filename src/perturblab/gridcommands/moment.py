@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 from perturblab.claims import holder
 from perturblab.cpus import cores
-from perturblab.gridcommands import OfAGrid
+from perturblab.gridcommands import WatchGrid
 from perturblab.gridcommands.read import Found, line, runs_asked
 from perturblab.grids import function_of
 from perturblab.grids.cells import plan_of
@@ -23,6 +24,7 @@ from perturblab.runs import RunFolder
 from perturblab.sweep import Plan
 from perturblab.terminal import UserError
 
+JUST_NOW = 5  # looks
 RECENT = 5  # epochs that say how fast a run is now
 REASONS = 1000  # failed runs of which it is read why: 0.05 s
 
@@ -78,11 +80,12 @@ class Moment:
 class Watcher:
     """Looks at the same grid again and again; folders and exports of its cells are named once (1 s for 10,000)."""
 
-    def __init__(self, s: OfAGrid) -> None:
+    def __init__(self, s: WatchGrid) -> None:
         self.s, self.runs = s, runs_asked(s)
         self.plan = _remembering(plan_of(self.runs))
         self.took_s = 0.0
         self._done: dict[str, float] = {}
+        self._running: deque[int] = deque(maxlen=JUST_NOW)
         self._before: Moment | None = None
 
     def look(self) -> Moment:
@@ -110,7 +113,8 @@ class Watcher:
         todo = [*running, *only(found.seen, "missing", "interrupted")]
         expected = estimate(self.plan, found.seen, todo, grid.epochs)
         working = [self._working(one, expected) for one in running]
-        jobs = self.s.jobs or len(running) or cores()
+        self._running.append(len(running))  # between two runs there are fewer for a moment
+        jobs = self.s.jobs or max(self._running) or cores()
         left = expected.wall(jobs) if expected.seconds is not None else None
         last = self._last(only(found.seen, "done"))
         return Moment(time.time(), found, working, left, last, f"go on: {line(self.s, 'run')}")

@@ -169,13 +169,14 @@ def remove(folder: Path, rule: Rule) -> int:
         return 0
     away = folder.with_name(f"{AWAY}{folder.name}-{secrets.token_hex(4)}")
     with writing_to(folder):
-        claims = content(folder)
+        before = content(folder)
         with held(folder):  # which removes the claims of the dead
             there = content(folder)
             if _whole(there, rule) is None:
-                return _remove_parts(folder, there, rule) + max(0, claims.claimed - there.claimed)
+                return _remove_parts(folder, there, rule) + max(0, before.claimed - there.claimed)
             os.rename(folder, away)
-    return _remove_below(away)
+    _remove_below(away)
+    return before.size
 
 
 def _remove_parts(folder: Path, there: Content, rule: Rule) -> int:

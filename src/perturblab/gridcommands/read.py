@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from perturblab.cpus import cores
-from perturblab.gridcommands import OfAGrid, words_of
+from perturblab.gridcommands import OfAGrid, WatchGrid, WhichGrid, words_of
 from perturblab.grids import Grid, function_of
 from perturblab.grids.asked import read
 from perturblab.grids.cells import Runs, plan_of, runs_of
@@ -35,13 +35,13 @@ class Found:
         return self.runs.grid
 
 
-def find(s: OfAGrid) -> Found:
+def find(s: WhichGrid) -> Found:
     runs = runs_asked(s)
     plan = plan_of(runs)
     return Found(runs, plan, look(plan))
 
 
-def runs_asked(s: OfAGrid) -> Runs:
+def runs_asked(s: WhichGrid) -> Runs:
     """The runs that the words mean; a line where some of them are the same. UserError for a slip in the words."""
     runs = runs_of(read(s.grid, s.given, STUDIES), s.runs_dir)
     if runs.equal:
@@ -76,7 +76,7 @@ def counts(seen: Sequence[Seen]) -> str:
     return ", ".join(f"{n} {state}" for state, n in count(seen).items() if n) or "no runs"
 
 
-def time_left(s: OfAGrid, found: Estimate) -> str:
+def time_left(s: OfAGrid | WatchGrid, found: Estimate) -> str:
     """``"about 3:40:00 with 2 at a time, from what 2 runs took"``."""
     jobs = s.jobs or cores()
     if found.seconds is None:
@@ -85,5 +85,5 @@ def time_left(s: OfAGrid, found: Estimate) -> str:
     return f"about {duration(found.wall(jobs))} with {jobs} at a time, from what {told} per epoch"
 
 
-def line(s: OfAGrid, command: str) -> str:
+def line(s: WhichGrid, command: str) -> str:
     return shlex.join(words_of(s, command))

@@ -76,7 +76,11 @@ def _bar(moment: Moment) -> Table:
     line.add_column(ratio=1)
     line.add_column(no_wrap=True)
     line.add_column(no_wrap=True, justify="right")
-    line.add_row(ProgressBar(total=total, completed=done), Text(f"{done}/{total}"), Text(left, style="cyan"))
+    line.add_row(
+        ProgressBar(total=total, completed=done, complete_style="cyan"),
+        Text(f"{done}/{total}"),
+        Text(left, style="cyan"),
+    )
     return line
 
 
@@ -91,7 +95,11 @@ def _running(working: Sequence[Working], width: int) -> Table:
     if width >= WITH_PLACE:
         table.add_column("host:pid", no_wrap=True, overflow="ellipsis", max_width=width // 4)
     for one in working:
-        bar = [ProgressBar(total=one.epochs, completed=one.epoch)] if width >= WITH_BAR else []
+        bar = (
+            [ProgressBar(total=one.epochs, completed=one.epoch, complete_style="cyan")]
+            if width >= WITH_BAR
+            else []
+        )
         place = [Text(one.where)] if width >= WITH_PLACE else []
         left = "" if one.left_s is None else duration(one.left_s)
         table.add_row(Text(one.name), *bar, f"{one.epoch}/{one.epochs}", left, Text(one.number), *place)

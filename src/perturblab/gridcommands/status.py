@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from perturblab.gridcommands import OfAGrid, StatusOfGrid
+from perturblab.gridcommands import OfAGrid, StatusOfGrid, WatchGrid
 from perturblab.gridcommands.read import SHOWN, Found, find, heading, line, time_left
 from perturblab.grids import function_of
 from perturblab.grids.estimate import estimate
@@ -47,7 +47,7 @@ def reasons(seen: Sequence[Seen]) -> None:
         say(f"interrupted: {names(unexported)}: {NOT_EXPORTED}")
 
 
-def go_on(s: OfAGrid, found: Found) -> None:
+def go_on(s: OfAGrid | WatchGrid, found: Found) -> None:
     """The command that does what is left."""
     left, failed = only(found.seen, "missing", "interrupted"), only(found.seen, "failed")
     if left:

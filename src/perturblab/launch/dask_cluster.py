@@ -141,30 +141,29 @@ class Cluster:
         import dask_jobqueue
 
         kind: Any = {"sge": dask_jobqueue.SGECluster, "slurm": dask_jobqueue.SLURMCluster}[self.kind]
-        try:
-            cluster = kind(
-                n_workers=jobs,
-                cores=1,
-                processes=1,
-                memory=f"{self.mem}iB",
-                walltime=self.time,
-                job_extra_directives=self._directives(),
-                job_script_prologue=jobscript.environment(self.environment).splitlines(),
-                log_directory=str(jobscript.LOGS),
-                python=self._python(),
-                worker_extra_args=["--no-dashboard", "--memory-limit", "0"],
-                scheduler_options={"dashboard_address": None, "dashboard": False},
-                silence_logs=logging.CRITICAL,
-                **({"job_mem": self.mem} if self.kind == "slurm" else {}),
-            )
-        except (RuntimeError, OSError, ValueError) as error:
-            raise UserError(
-                f"--cluster {self.kind}: no job could be submitted: {_last_line(error)}"
-            ) from None
-        cluster.adapt(minimum_jobs=jobs, maximum_jobs=jobs)
-        say(
-            f"{jobs} job{'s' * (jobs > 1)} of {self.kind} submitted (--jobs N for more); runs start as they do"
+        taken: queue.SimpleQueue[str] = queue.SimpleQueue()
+        cluster = kind(
+            n_workers=jobs,
+            job_cls=_telling(kind.job_cls, taken),
+            cores=1,
+            processes=1,
+            memory=f"{self.mem}iB",
+            walltime=self.time,
+            job_extra_directives=self._directives(),
+            job_script_prologue=jobscript.environment(self.environment).splitlines(),
+            log_directory=str(jobscript.LOGS),
+            python=self._python(),
+            worker_extra_args=["--no-dashboard", "--memory-limit", "0"],
+            scheduler_options={"dashboard_address": None, "dashboard": False},
+            silence_logs=logging.CRITICAL,
+            **({"job_mem": self.mem} if self.kind == "slurm" else {}),
         )
+        refused = taken.get()  # "" for the first job that is taken; a later one may be refused for a moment
+        if refused:
+            cluster.close()
+            raise UserError(f"--cluster {self.kind}: it takes no such job: {refused}")
+        cluster.adapt(minimum_jobs=jobs, maximum_jobs=jobs)
+        say(f"{jobs} job{'s' * (jobs > 1)} for {self.kind} (--jobs N for more); runs start as these do")
         return cluster
 
     def _directives(self) -> list[str]:
@@ -212,6 +211,21 @@ async def _identity(address: str) -> dict[str, Any]:
     ) as there:
         answer: dict[str, Any] = await asyncio.wait_for(there.identity(), 1.5 * REACH_S)
         return answer
+
+
+def _telling(job: Any, taken: queue.SimpleQueue[str]) -> Any:
+    """The kind of job that also says why it was refused, or "": Dask only logs it and goes on waiting."""
+
+    class Telling(job):  # type: ignore[misc]
+        async def start(self) -> None:
+            try:
+                await super().start()
+            except Exception as error:
+                taken.put(_last_line(error))
+                raise
+            taken.put("")
+
+    return Telling
 
 
 def _last_line(error: BaseException) -> str:
