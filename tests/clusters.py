@@ -79,11 +79,11 @@ class Cluster:
 def running(kind: Kind) -> Iterator[Cluster]:
     """A cluster that this process and its children find on PATH; one of a kind at a time on a machine."""
     need(kind)
-    folder = Path(tempfile.mkdtemp(prefix="cluster"))  # a short name: sockets lie in it
-    folder.chmod(0o755)
     lock = Path(tempfile.gettempdir()) / f"perturblab-{kind}.lock"
     with open(lock, "w") as file, pytest.MonkeyPatch.context() as patch:
         fcntl.flock(file, fcntl.LOCK_EX)
+        folder = Path(tempfile.mkdtemp(prefix=f"{kind}-"))  # a short name: sockets lie in it
+        folder.chmod(0o755)
         patch.setenv("PATH", f"{folder / 'bin'}:{os.environ['PATH']}:/usr/sbin:/sbin")
         patch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
         cluster = Cluster(kind, folder)

@@ -65,7 +65,9 @@ def many_workers(folder: Path, workers: int, cells: int, kills: int, seed: int) 
         wrong["published more than once"] += published > 1
         wrong["repeated though its holder lived"] += any(pid not in dead for pid in starts[:-1])
         left += sorted(p.name for p in run.path.iterdir()) != LEFT
-    wrong["left behind by the living"] = max(0, left - kills)  # who dies while it lets go leaves an empty claim
+    wrong["left behind by the living"] = max(
+        0, left - kills
+    )  # who dies while it lets go leaves an empty claim
     return +wrong
 
 
@@ -323,3 +325,49 @@ def test_a_command_waits_for_a_dead_machine_and_does_its_run(
     begun.wait()
     assert again.returncode == 0, again.stderr
     assert " was held by process " in again.stdout
+
+
+# ---- `perturblab run` in several terminals -----------------------------------------------------------------------------
+
+
+def grid_words(npz: Path, seeds: int) -> list[str]:
+    small = "arch=vgg11 mode=baseline width=0.05 epochs=1 batch_size=36 threads=1 device=cpu num_workers=0"
+    sets = [*small.split(), f"seed={','.join(map(str, range(seeds)))}", f"dataset=npz:{npz}"]
+    return ["masked-loss", *(word for one in sets for word in ("--set", one))]
+
+
+def several_runs(folder: Path, npz: Path, workers: int, seeds: int, kills: int) -> str:
+    """``perturblab run`` so many times at once on one grid, some killed with all that they started; what is wrong."""
+    words, log = grid_words(npz, seeds), folder / "log"
+    each = []
+    for n in range(workers):
+        with open(folder / f"worker-{n}", "wb") as output:
+            each.append(subprocess.Popen(program("run", *words, "--jobs", "1"), cwd=folder, env=environment(),
+                                         stdout=output, stderr=output, start_new_session=True))  # fmt: skip
+    for n, process in enumerate(each[:kills]):
+        until(lambda: len(list(folder.glob("perturblab_runs/*/*/results.json"))) > n * 2, 300)  # noqa: B023
+        process.kill()
+    codes = [process.wait(600) for process in each]
+    told = "".join(path.read_text() for path in sorted(folder.glob("worker-*")))
+    done = list(folder.glob("perturblab_runs/*/*/results.json"))
+    trained = told.count("vgg11_baseline_seed") and told.count(": test ")
+    log.write_text(told)
+    if codes != [-signal.SIGKILL] * kills + [0] * (workers - kills):
+        return f"exit codes {codes}: {told}"
+    if len(done) != seeds:
+        return f"{len(done)} of {seeds} done"
+    return "" if seeds <= trained <= seeds + kills else f"{trained} published, of {seeds} with {kills} kills"
+
+
+def test_two_commands_at_once_share_the_runs_of_a_grid(npz: Path, tmp_path: Path) -> None:
+    assert not several_runs(tmp_path, npz, workers=2, seeds=4, kills=0)
+
+
+@pytest.mark.soak
+def test_six_commands_at_once_two_of_them_killed_share_the_runs_of_a_grid(npz: Path, tmp_path: Path) -> None:
+    began = time.monotonic()
+    wrong = several_runs(tmp_path, npz, workers=6, seeds=60, kills=2)
+    print(
+        f"6 commands x 60 cells of masked-loss, 2 killed: {wrong or '0 lost'} in {time.monotonic() - began:.0f} s"
+    )
+    assert not wrong

@@ -11,10 +11,9 @@ from typing import Any
 
 import pytest
 
-from conftest import Zygote, differing, environment, files_of, program, tiny_folder
+from conftest import Zygote, environment
 from perturblab import files
 from perturblab.files import read_checked, read_json, write_atomic, write_checked, write_json
-from perturblab.runs import RunFolder
 from perturblab.terminal import UserError
 
 NOBODY = 65534
@@ -130,93 +129,6 @@ def flipped(data: bytes, bit: int) -> bytes:
     return bytes(changed)
 
 
-# ---- a disk that is full ---------------------------------------------------------------------------------------------
-
-DISK_KB = 4096
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
-    """A real file system of 4 MiB."""
-    path = tmp_path / "disk"
-    path.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_KB}k", "perturblab-test", str(path)]
-    if os.getuid() or shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("mounting a small disk needs root and the right to mount: the full disk was not tried")
-    yield path
-    subprocess.run(["umount", "-l", str(path)], check=True)
-
-
-@pytest.fixture(scope="module")
-def enough(
-    zygote: Zygote, tiny_run: list[str], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, Path]:
-    """What a run left, and what it and a second one that takes the documented names left, with space enough."""
-    first, both = tmp_path_factory.mktemp("enough") / "first", tmp_path_factory.mktemp("enough") / "both"
-    assert zygote.run([*small(tiny_run), "--lr", "0.01"], first).code == 0
-    shutil.copytree(first, both)
-    assert zygote.run(small(tiny_run), both).code == 0
-    return first, both
-
-
-def small(words: list[str]) -> list[str]:
-    return [*words, "--checkpoint_every", "0", "--epochs", "2", "--batch_size", "36"]
-
-
-@pytest.mark.parametrize("free_kb", [0, 4, 16, 64, 200, 400, 600, 700])
-def test_a_full_disk_is_one_line_and_the_same_command_finishes_when_there_is_space(
-    zygote: Zygote, tiny_run: list[str], enough: tuple[Path, Path], disk: Path, free_kb: int
-) -> None:
-    first, both = enough
-    shutil.copytree(first, disk, dirs_exist_ok=True)
-    before, after = files_of(first), files_of(both)
-    fill(disk, free_kb)
-
-    ended = zygote.run(small(tiny_run), disk)
-
-    if ended.code:
-        assert "No space left on device" in ended.one_line
-        assert "cannot write " in ended.one_line
-    else:
-        assert free_kb >= 600, "so little space cannot have been enough"
-    assert not temporaries(disk)
-    here = files_of(disk)
-    for name, data in before.items():
-        assert here[name] in (data, after[name]), f"{name} is neither the old nor the new file"
-    (disk / "filler").unlink()
-    again = zygote.run(small(tiny_run), disk)
-    assert again.code == 0, again.output
-    assert not differing(after, files_of(disk))
-
-
-def fill(disk: Path, free_kb: int) -> None:
-    """Leave ``free_kb`` KiB free, by a file named filler."""
-    status = os.statvfs(disk)
-    rest = status.f_bavail * status.f_frsize - free_kb * 1024
-    with open(disk / "filler", "wb") as file:
-        file.write(b"\0" * rest)
-    assert os.statvfs(disk).f_bavail * status.f_frsize == free_kb * 1024
-
-
-def log_many(run: RunFolder) -> None:
-    for number in range(100):
-        run.log(epoch=1, text=str(number) * 500)
-
-
-def test_a_row_that_only_fits_in_part_is_an_error_and_not_a_torn_line_in_the_middle(disk: Path) -> None:
-    """write() takes what still fits without a word; the row after that must not be glued to it."""
-    run = tiny_folder(disk)
-    with run.claimed():
-        run.log(epoch=1, text="x")
-        fill(disk, 8)
-        with pytest.raises(UserError, match=r"cannot write .*rows\.jsonl: No space left"):
-            log_many(run)
-        (disk / "filler").unlink()
-    complete = [row["text"] for row in run.rows]
-    with run.claimed():
-        assert [row["text"] for row in run.rows] == complete
-
-
 # ---- folders that cannot be written ----------------------------------------------------------------------------------
 
 
@@ -288,12 +200,3 @@ def test_a_folder_where_the_results_file_belongs_is_one_line(
 ) -> None:
     (tmp_path / "results" / "vgg11_masked_seed0.json").mkdir(parents=True)
     assert "vgg11_masked_seed0.json: Is a directory" in zygote.run(tiny_run, tmp_path).one_line
-
-
-@pytest.mark.slow
-def test_the_real_command_on_a_full_disk_is_one_line_too(disk: Path, tiny_run: list[str]) -> None:
-    fill(disk, 0)
-    ended = subprocess.run(program(*tiny_run), cwd=disk, env=environment(), capture_output=True, text=True)
-    assert ended.returncode == 2
-    assert ended.stderr.count("\n") == 1
-    assert "No space left on device" in ended.stderr

@@ -361,6 +361,25 @@ def test_a_line_that_is_not_there_is_an_error_of_the_task(
     assert (done.returncode, done.stderr) == (2, "error: scripts/jobs_adaptive-noise.txt has no line 13\n")
 
 
+def test_more_runs_than_an_array_may_have_become_several_arrays_that_miss_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["masked-loss", "--set", "arch=vgg11", "--set", "mode=baseline", "--set", "seed=0,1,2,3,4,5,6"]
+    code, out, errors = called("run", *words, "--launcher", "slurm", "--array", "3", "--prefix", TELLS)
+    assert code == 0, errors
+    assert "wrote 3 scripts; start them with:" in out
+    scripts = [f"scripts/job_manager_masked-loss-{n}.sh" for n in (1, 2, 3)]
+    assert out.splitlines()[-3:] == [f"  sbatch {script}" for script in scripts]
+    sizes = [
+        line for script in scripts for line in Path(script).read_text().splitlines() if "--array=" in line
+    ]
+    assert sizes == ["#SBATCH --array=1-3", "#SBATCH --array=1-3", "#SBATCH --array=1-1"]
+    told = [json.loads(line) for script in scripts
+            for line in subprocess.run(["bash", script], capture_output=True, text=True, check=True).stdout.splitlines()]  # fmt: skip
+    assert [parsed(*one).seed for one in told] == [0, 1, 2, 3, 4, 5, 6]
+
+
 def test_an_array_run_by_bash_ends_with_the_results_of_train(
     started: Place, zygote: Zygote, tmp_path: Path
 ) -> None:

@@ -262,7 +262,7 @@ def test_in_slurm_a_run_that_another_process_is_at_looks_again_later(
     fake_slurm("RUNNING n1")
     monkeypatch.setenv("PATH", f"{Path.cwd()}:{os.environ['PATH']}")
     script = generated(fake)
-    ended = bash(script, SLURM_ARRAY_TASK_ID="2", SLURM_JOB_ID="12", EXIT_masked=str(BUSY), REFUSED=refused)
+    ended = bash(script, SLURM_ARRAY_TASK_ID="2", **IN_SLURM, EXIT_masked=str(BUSY), REFUSED=refused)
     assert ended.code == BUSY
     assert Path("asked").read_text() == "requeue 12\n"
 

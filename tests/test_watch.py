@@ -26,7 +26,7 @@ from perturblab.launch import Cell
 from test_rules import loaded_by
 
 GOOD, BAD, LEFT = "vgg11_masked_seed0", "vgg11_masked_seed1", "vgg11_masked_seed2"
-"""A run that is done, one that diverged, one that was killed."""
+"""A run that is done, one that failed, one that was killed."""
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def cells(folder: Path) -> dict[str, Cell]:
 
 @pytest.fixture(scope="module")
 def made(grid: str, zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Nobody may change it. The diverged run diverges because its learning rate was changed on the way."""
+    """Nobody may change it."""
     folder = tmp_path_factory.mktemp("watched")
     (folder / "grid.yaml").write_text(grid)
     there = cells(folder)
@@ -116,7 +116,7 @@ def test_in_a_log_it_says_what_changes_and_ends_when_nothing_is_left(
     assert [line for line in lines if line.endswith(" done")][:1] == [f"{GOOD} done"]
     assert re.search(rf"^{BAD} running on [^ ]+:{pid}$", "\n".join(lines), re.MULTILINE), output
     assert lines[-1] == "all runs are done; next: perturblab masked-loss visualize"
-    assert len(lines) == len(set(lines)) or len(lines) < 14, "a line only where something has changed"
+    assert len(lines) < 14, "a line only where something has changed"
 
 
 def test_ctrl_c_ends_the_watching_and_nothing_else(place: Path) -> None:
@@ -226,7 +226,6 @@ def test_a_folder_that_vanishes_or_is_half_written_does_not_bring_it_down(place:
     assert {one.state for one in watcher.look().seen} == {"missing"}
 
 
-@pytest.mark.skipif(os.getuid() == 0 and sys.platform != "linux", reason="needs a user without rights")
 def test_what_cannot_be_read_for_a_moment_is_told_and_the_look_before_stays(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -291,6 +290,8 @@ def test_looks_survive_runs_that_come_and_go_all_the_time(place: Path) -> None:
         ),
         ([{"val_accuracy": 0.5, "loss": 1.0, "train_accuracy": 1.0}], "val_accuracy 50.0 %"),
         ([{"mask_acc_pct": 12.5}], "mask_acc_pct 12.5 %"),
+        ([{"loss": 2.0}, {"test_acc": 0.9}, {"test_acc": 0.1}], "loss 2"),
+        ([{"epoch": 3}, {"test_acc": 0.9}, {"test_acc": 0.1}], "test_acc 90.0 %"),
         ([{"loss_full": 1.23456}], "loss_full 1.235"),
         ([{"test_acc": None, "target_reached": True}], ""),
         ([], ""),

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
+from perturblab.claims import is_held
 from perturblab.launch import Cell, Launch, Outcome
 from perturblab.launch.ends import KILLED
 from perturblab.launch.local import run_cells
 from perturblab.runs import RunFolder
 from perturblab.signals import stop_on_signals
 from perturblab.terminal import UserError, duration, progress, say
+
+WAIT_S = 1.0  # between two looks at the runs of others
 
 
 class SomeFailed(Exception):
@@ -32,9 +36,9 @@ class Plan:
 
     def missing(self) -> list[Cell]:
         """Cells whose run is not done, or whose exports are not there (a kill came between), in order."""
-        return [cell for cell in self.cells if not self._complete(cell)]
+        return [cell for cell in self.cells if not self.complete(cell)]
 
-    def _complete(self, cell: Cell) -> bool:
+    def complete(self, cell: Cell) -> bool:
         return self.folder(cell).done and all(path.exists() for path in self.exports(cell))
 
     def log(self, cell: Cell) -> Path:
@@ -42,36 +46,75 @@ class Plan:
         return self.folder(cell).path / "log.txt"
 
 
-def run_plan(plan: Plan, jobs: int, launch: Launch | None = None) -> list[Outcome]:
+def run_plan(plan: Plan, jobs: int, launch: Launch | None = None, wait: bool = True) -> list[Outcome]:
     """Run what is missing, ``jobs`` at a time, going on after failures; an outcome per cell, in order.
 
     One at a time shows each run's own progress; several show one bar over the runs, output in their log files, and
-    so does ``launch``, another way to start them than as processes of this machine.
+    so does ``launch``, another way to start them than as processes of this machine. Other workers may be at the same
+    cells, here or on other machines: theirs are left out and, with ``wait``, waited for; those of the dead are done.
     """
-    missing = plan.missing()
-    done = len(plan.cells) - len(missing)
-    if done:
-        say(f"{done} of {len(plan.cells)} runs are done already")
-    if jobs == 1 and launch is None:
-        return _merge(plan, _one_by_one(plan, missing))
-    return _merge(plan, _side_by_side(plan, missing, jobs, launch or run_cells))
+    todo = plan.missing()
+    if len(todo) < len(plan.cells):
+        say(f"{len(plan.cells) - len(todo)} of {len(plan.cells)} runs are done already")
+    ended: dict[str, Outcome] = {}
+    while todo:
+        others = list[Cell]()
+        for outcome in _started(plan, todo, others, jobs, launch):
+            ended[outcome.cell.name] = outcome
+        others += [ended[cell.name].cell for cell in todo if _is_elsewhere(ended.get(cell.name))]
+        ended |= {cell.name: Outcome(cell, "elsewhere") for cell in others}
+        todo = _freed(plan, others, ended) if wait and others else []
+    return [ended.get(cell.name, Outcome(cell, "skipped", reason="done before")) for cell in plan.cells]
 
 
-def _one_by_one(plan: Plan, missing: list[Cell]) -> list[Outcome]:
-    with stop_on_signals() as stop:
-        return run_cells(missing, lambda cell: None, 1, stop, partial(record, plan), plan.preload)
-
-
-def _side_by_side(plan: Plan, missing: list[Cell], jobs: int, launch: Launch) -> list[Outcome]:
+def _started(
+    plan: Plan, cells: list[Cell], others: list[Cell], jobs: int, launch: Launch | None
+) -> list[Outcome]:
+    """Run these cells but for those which, as their turn comes, another worker has done or works on (``others``)."""
     ended = Counter[str]()
-    with stop_on_signals() as stop, progress("runs", len(missing)) as advance:
+    alone = jobs == 1 and launch is None
+    bar = nullcontext(lambda done, note="": None) if alone else progress("runs", len(cells))
+    with stop_on_signals() as stop, bar as advance:
+
+        def due() -> Iterator[Cell]:
+            for cell in cells:
+                if is_held(plan.folder(cell).path):
+                    others.append(cell)
+                elif not plan.complete(cell):
+                    yield cell
+                    continue
+                ended["others"] += 1
 
         def tell(outcome: Outcome) -> None:
             record(plan, outcome)
             ended[outcome.status] += 1
             advance(ended.total(), f"{outcome.cell.name} {outcome.status} in {duration(outcome.seconds)}")
 
-        return launch(missing, plan.log, jobs, stop, tell, plan.preload)
+        log = (lambda cell: None) if alone else plan.log
+        return (launch or run_cells)(due(), log, jobs, stop, tell, plan.preload)
+
+
+def _is_elsewhere(outcome: Outcome | None) -> bool:
+    return outcome is not None and outcome.status == "elsewhere"
+
+
+def _freed(plan: Plan, others: list[Cell], ended: dict[str, Outcome]) -> list[Cell]:
+    """Wait until other workers have ended their cells; those that they leave undone, for us to do."""
+    say(f"waiting for {len(others)} runs of other processes; Ctrl-C ends the wait, not the runs")
+    with stop_on_signals() as stop:
+        while all(is_held(plan.folder(cell).path) for cell in others):
+            stop.check()
+            time.sleep(WAIT_S)
+    left = list[Cell]()
+    for cell in others:
+        run = plan.folder(cell)
+        if run.status == "failed":
+            ended[cell.name] = Outcome(cell, "failed", reason=run.failure())
+        elif plan.complete(cell):
+            ended[cell.name] = Outcome(cell, "skipped", reason="done by another process")
+        else:
+            left.append(cell)
+    return left
 
 
 def record(plan: Plan, outcome: Outcome) -> None:
@@ -80,11 +123,6 @@ def record(plan: Plan, outcome: Outcome) -> None:
     if outcome.reason.startswith(KILLED) and run.status == "interrupted":
         with contextlib.suppress(UserError), run.claimed():
             run.fail("killed", outcome.reason)
-
-
-def _merge(plan: Plan, outcomes: list[Outcome]) -> list[Outcome]:
-    by_name = {outcome.cell.name: outcome for outcome in outcomes}
-    return [by_name.get(cell.name, Outcome(cell, "skipped", reason="done before")) for cell in plan.cells]
 
 
 def explain_failures(

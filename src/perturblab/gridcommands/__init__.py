@@ -63,7 +63,9 @@ class RunGrid(Resources, OfAGrid):
     cluster: Literal["local", "sge", "slurm"] = flag(
         "local", "Dask: start its workers here, or as jobs.", where=True
     )
+    wait: bool = flag(True, "Wait for runs of other processes; do those of dead ones.", where=True)
     output: str = flag("run_all.sh", "The script that --launcher script writes.", where=True)
+    array: int = flag(1000, "Most runs in one array; Slurm takes 1000 unless told more.", where=True, ge=1)
     submit: bool = flag(False, "Submit the array with qsub or sbatch; else only write it.", where=True)
 
 

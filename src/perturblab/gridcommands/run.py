@@ -21,8 +21,9 @@ from perturblab.terminal import UserError, duration, say
 
 
 def run(s: RunGrid) -> None:
-    """Missing and interrupted runs."""
-    carry_out(s, ("missing", "interrupted"))
+    """Missing and interrupted runs; with ``--wait`` also those that another process works on, should it die."""
+    others: tuple[State, ...] = ("running",) if s.wait and s.launcher in ("local", "dask") else ()
+    carry_out(s, ("missing", "interrupted", *others))
 
 
 def retry(s: RetryGrid) -> None:
@@ -74,7 +75,7 @@ def start(s: RunGrid, found: Found, todo: Sequence[Seen]) -> None:
         f"{len(todo)} to run, "
         + (f"{min(jobs, len(todo))} at a time" if jobs else f"by the workers of {s.address}")
     )
-    outcomes = run_plan(plan, jobs, launch)
+    outcomes = run_plan(plan, jobs, launch, s.wait)
     show(plan, outcomes, s.all)
     explain_failures(plan, outcomes, f"run them again with: {line(s, 'retry')}")
 
@@ -86,7 +87,7 @@ def launcher(s: RunGrid, plan: Plan) -> tuple[int, Launch | None]:
     jobs = at_a_time(s.jobs, cards, s.per_gpu) if here else 0 if s.address else s.jobs or JOBS
     if s.launcher == "local":
         return jobs, over(cards, s.per_gpu, jobs)
-    return jobs, Cluster(s.address, s.cluster, s.mem, s.time, s.gpu, s.environment, s.prefix, cards).run_cells
+    return jobs, Cluster(s.address, s.cluster, s, cards).run_cells
 
 
 def show(plan: Plan, outcomes: Sequence[Outcome], every: bool) -> None:
@@ -102,7 +103,7 @@ def show(plan: Plan, outcomes: Sequence[Outcome], every: bool) -> None:
 
 def leave(s: RunGrid, found: Found, states: Sequence[State], ends: bool = True) -> None:
     """Say what these states do not cover. SomeFailed where failed runs are left after work here."""
-    if only(found.seen, "running"):
+    if "running" not in states and only(found.seen, "running"):
         say(f"{len(only(found.seen, 'running'))} are being run by another process")
     left = [] if "failed" in states else only(found.seen, "failed")
     if left:
@@ -117,10 +118,12 @@ def leave(s: RunGrid, found: Found, states: Sequence[State], ends: bool = True) 
 
 
 def write(s: RunGrid, study: str, cells: Sequence[Cell]) -> None:
-    """The script, or the array of jobs, that runs these cells."""
+    """The script, or the arrays of jobs, that run these cells."""
     if s.launcher == "script":
         hand_over_script(cells, s.output, s.prefix)
         return
     flags = {name: getattr(s, name) for name in Resources.model_fields}
     jobs = JobFlags.parse({**flags, "scheduler": s.launcher, "submit": s.submit})
-    hand_over([write_array(cells, jobs, study)], jobs)
+    parts = [cells[first : first + s.array] for first in range(0, len(cells), s.array)]
+    names = [study] if len(parts) == 1 else [f"{study}-{n}" for n in range(1, len(parts) + 1)]
+    hand_over([write_array(part, jobs, name) for part, name in zip(parts, names, strict=True)], jobs)

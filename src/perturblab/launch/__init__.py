@@ -6,7 +6,7 @@ Those that wait for the runs (``local``, ``dask_cluster``) are a function ``Laun
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -41,7 +41,9 @@ class Outcome:
 
 
 class Launch(Protocol):
-    """Run every cell, ``jobs`` at a time, going on after failures; outcomes in the order of ``cells``.
+    """Run every cell, ``jobs`` at a time, going on after failures; an outcome each, in the order of their ends.
+
+    A cell is taken from ``cells`` when its turn comes, so these may be made as work goes on.
 
     Each cell's output goes to ``log_of(cell)``, or to this terminal if that is None. ``on_end`` is called as each
     ends. When the flag is raised the running ones are asked to stop and save, and Interrupted is raised once they
@@ -50,7 +52,7 @@ class Launch(Protocol):
 
     def __call__(
         self,
-        cells: Sequence[Cell],
+        cells: Iterable[Cell],
         log_of: Callable[[Cell], Path | None],
         jobs: int,
         stop: StopFlag,

@@ -12,9 +12,10 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ class _Process:
 
 
 def run_cells(
-    cells: Sequence[Cell],
+    cells: Iterable[Cell],
     log_of: Callable[[Cell], Path | None],
     jobs: int,
     stop: StopFlag,
@@ -51,31 +52,32 @@ def run_cells(
     places: Places | None = None,
 ) -> list[Outcome]:
     """``Launch`` on this machine. ``preload``: what the server of processes imports once; ``places``: CUDA cards."""
-    waiting, running = list(cells), list[_Process]()
-    ended: dict[str, Outcome] = {}
+    waiting, running, ended = iter(cells), list[_Process](), list[Outcome]()
     start = _starter(preload, jobs)
     places = places or Places()
+    upcoming: Cell | None = None
     try:
-        while waiting or running:
-            while waiting and len(running) < jobs and not stop:
-                placed = places.start(waiting[0])
+        while True:
+            while len(running) < jobs and not stop and (upcoming := upcoming or next(waiting, None)):
+                placed = places.start(upcoming)
                 if placed is None:
                     break
-                cell = waiting.pop(0)
-                running.append(start(cell, placed.settings.arguments(), log_of(cell)))
+                running.append(start(upcoming, placed.settings.arguments(), log_of(upcoming)))
+                upcoming = None
             for process in [p for p in running if p.process.exitcode is not None]:
                 running.remove(process)
                 places.end(process.cell)
-                ended[process.cell.name] = process.outcome()
-                on_end(ended[process.cell.name])
+                ended.append(process.outcome())
+                on_end(ended[-1])
             if stop:
                 _stop(running)
                 raise Interrupted(stop.number)
-            time.sleep(POLL_S)
+            if not running and upcoming is None:
+                return ended
+            wait([process.process.sentinel for process in running], POLL_S)
     finally:
         for process in running:
             process.process.kill()
-    return [ended.get(cell.name, Outcome(cell, "not started")) for cell in cells]
 
 
 def over(cards: Sequence[int], per_gpu: int, jobs: int) -> Launch | None:
