@@ -146,7 +146,8 @@ def test_runs_that_end_unevenly_never_share_a_card_beyond_its_room_and_leave_non
     launch = over(cards, per_gpu, jobs := len(cards) * per_gpu)
     assert launch is not None
     outcomes = launch(cells, lambda cell: logs[cell.name], jobs, StopFlag(), lambda outcome: None)
-    assert [outcome.cell for outcome in outcomes] == cells, "with the settings that were planned"
+    by_name = {outcome.cell.name: outcome.cell for outcome in outcomes}
+    assert by_name == {cell.name: cell for cell in cells}, "with the settings that were planned"
     assert {outcome.status for outcome in outcomes} == {"done"}
     spans: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for log in logs.values():

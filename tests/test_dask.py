@@ -39,6 +39,7 @@ class Cluster:
     """A scheduler and two workers of one thread, each a process of its own; they talk TCP on loopback."""
 
     file: Path
+    scheduler: "subprocess.Popen[bytes]"
     workers: list["subprocess.Popen[bytes]"]
 
 
@@ -57,7 +58,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
             stack.callback(ended, process)
             return process
 
-        start("scheduler", "--host", "127.0.0.1", "--port", "0")
+        scheduler = start("scheduler", "--host", "127.0.0.1", "--port", "0")
         until(file.exists)
         one = (
             "worker",
@@ -69,7 +70,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
             "--host",
             "127.0.0.1",
         )
-        yield Cluster(file, [start(*one), start(*one)])
+        yield Cluster(file, scheduler, [start(*one), start(*one)])
 
 
 def ended(process: "subprocess.Popen[bytes]") -> None:
@@ -155,6 +156,23 @@ def test_a_worker_that_dies_in_the_middle_of_a_run_costs_no_run_and_changes_no_b
     assert process.returncode == 0, output
     assert not differing(made(here), alone(zygote, tmp_path / "alone", words))
     assert "stopped" not in output
+
+
+@pytest.mark.slow
+def test_a_scheduler_that_dies_ends_the_command_and_the_runs_save(
+    cluster: Cluster, npz: Path, tmp_path: Path
+) -> None:
+    here = tmp_path / "dask"
+    words = [*grid(npz, seed="0,1,2", epochs=2000), "--launcher", "dask", "--address", str(cluster.file)]
+    with running(here, words) as process:
+        until(lambda: len(list(here.glob("perturblab_runs/*/*/rows.jsonl"))) == 2, 120)
+        cluster.scheduler.kill()
+        output, _ = process.communicate(timeout=120)
+    assert process.returncode == 1, output
+    assert "not started: the Dask scheduler is gone, or forgot it" in output
+    assert "Traceback" not in output
+    until(lambda: not processes_in(here), 120)
+    assert len(list(here.glob("perturblab_runs/*/*/checkpoint-*.pt"))) == 2
 
 
 def children(pid: int) -> list[int]:

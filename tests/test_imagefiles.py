@@ -50,6 +50,7 @@ def test_a_gray_image_among_coloured_ones_gets_three_equal_channels(tmp_path):
         (lambda pets: (pets / "test" / "dog").rename(pets / "test" / "dgo"), "the class 'dgo' that train lacks: cat, dog"),
         (lambda pets: (pets / "train" / "readme.txt").write_text("hi"), "readme.txt: Not a directory"),
         (lambda pets: [f.unlink() for f in pets.glob("test/*/*")], "test has no images"),
+        (lambda pets: (pets / "test/dog/x.png").symlink_to("nowhere"), "test/dog/x.png: No such file or directory; remove it"),
         (lambda pets: (pets / "test/dog/004.png").write_bytes(b"oops"), "test/dog/004.png cannot be read as an image"),
         (lambda pets: (pets / "test/dog/004.png").write_bytes(encoded(pixels(1, 8, 8)[0])[:60]), "004.png cannot be read"),
         (lambda pets: (pets / "test/dog/004.png").write_bytes(encoded(pixels(1, 6, 9)[0])), "004.png is 9x6 pixels, "),

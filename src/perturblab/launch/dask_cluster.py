@@ -100,10 +100,9 @@ class Cluster:
         import dask
         from distributed import Client
 
-        logging.getLogger("distributed").setLevel(
-            logging.CRITICAL
-        )  # what it has to say is said here in a line
         with ExitStack() as stack:
+            logging.disable(logging.CRITICAL)  # what it logs is said here in a line
+            stack.callback(logging.disable, logging.NOTSET)
             stack.enter_context(dask.config.set({"distributed.scheduler.allowed-failures": LIVES}))
             if self.address:
                 there = scheduler_at(self.address)

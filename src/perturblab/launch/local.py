@@ -64,17 +64,17 @@ def run_cells(
                     break
                 running.append(start(upcoming, placed.settings.arguments(), log_of(upcoming)))
                 upcoming = None
+            if stop:
+                _stop(running)
+                raise Interrupted(stop.number)
+            if not running:  # nothing was left to start
+                return ended
+            wait([process.process.sentinel for process in running], POLL_S)
             for process in [p for p in running if p.process.exitcode is not None]:
                 running.remove(process)
                 places.end(process.cell)
                 ended.append(process.outcome())
                 on_end(ended[-1])
-            if stop:
-                _stop(running)
-                raise Interrupted(stop.number)
-            if not running and upcoming is None:
-                return ended
-            wait([process.process.sentinel for process in running], POLL_S)
     finally:
         for process in running:
             process.process.kill()

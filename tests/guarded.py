@@ -1,0 +1,64 @@
+"""A command that is given something bad: within what limits it must end, and what is wrong if it ends otherwise."""
+
+import contextlib
+import os
+import resource
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from conftest import Zygote
+
+SECONDS = 60.0
+MEMORY = 4 << 30  # bytes of address space; importing torch takes 1.6 GB of it
+# A folder whose holder's claim is damaged is taken over after twelve heartbeats without a sign.
+SOON = {"PERTURBLAB_HEARTBEAT_S": "0.1"}
+CODES = (0, 1, 2, 75, 130)  # those that README.md promises
+
+
+def limit_memory(size: int) -> None:
+    """A hook for a child of the zygote."""
+    resource.setrlimit(resource.RLIMIT_AS, (size, size))
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How a command ended; ``code`` None: it did not, and was killed."""
+
+    code: int | None
+    output: str
+
+    @property
+    def errors(self) -> list[str]:
+        return [line for line in self.output.splitlines() if line.startswith("error: ")]
+
+    @property
+    def warnings(self) -> list[str]:
+        return [line for line in self.output.splitlines() if line.startswith("warning: ")]
+
+    @property
+    def fault(self) -> str:
+        """What no input may do; nothing if the command ended as it should."""
+        if self.code is None:
+            return "hang"
+        if "Traceback" in self.output:
+            return "traceback"
+        if self.code not in CODES:
+            return f"exit code {self.code}"
+        if self.code == 2 and len(self.errors) != 1:
+            return f"{len(self.errors)} error lines"
+        return ""
+
+
+def tried(zygote: Zygote, words: Sequence[str], folder: Path, hooks: Sequence[list[Any]] = ()) -> Answer:
+    """Run ``perturblab WORDS`` in ``folder`` within the limits."""
+    limits = [*hooks, ["guarded", "limit_memory", MEMORY]]
+    pid = zygote.start(list(words), folder, hooks=limits, **SOON)
+    hung = not zygote.ends_within(SECONDS)
+    if hung:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
+    ended = zygote.wait()
+    return Answer(None if hung else ended.code, ended.output)
