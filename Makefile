@@ -12,8 +12,8 @@ quickstart: $(VENV)/.installed
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -q -n $(JOBS)
 
-slow: $(VENV)/.installed-test  ## the longer tests: .ci/run runs them; tests of one scheduler follow each other
-	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup -m slow
+slow: $(VENV)/.installed-test  ## the longer tests: .ci/run runs them; a file's tests follow each other, as one scheduler needs
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m slow
 
 soak: $(VENV)/.installed-test  ## the promises of docs/reliability.md at their full size: an hour or more
 	$(BIN)/python -m pytest -q -n $(JOBS) -m soak

@@ -5,6 +5,7 @@ PERTURBLAB_SCHEDULERS=required, which ``.ci/run`` says.
 """
 
 import fcntl
+import json
 import os
 import re
 import shutil
@@ -19,7 +20,7 @@ from typing import Literal, NoReturn
 
 import pytest
 
-from conftest import TESTS, environment, files_of, program, until
+from conftest import TESTS, Zygote, environment, files_of, program, until
 from perturblab import claims
 
 Kind = Literal["slurm", "sge"]
@@ -135,19 +136,31 @@ def number(output: str) -> str:
 
 # ---- runs of masked-loss in the current folder -------------------------------------------------------------------------
 
-GRID = """\
-study: masked-loss
-fixed: {{arch: vgg11, seed: 0, width: 0.05, batch_size: 20, robustness_masks: 2, clamp: rescale, lr: 0.05, threads: 1,
-  device: cpu, epochs: {epochs}, dataset: "npz:{npz}"}}
-axes: {{mode: [{modes}]}}
-"""
+FIXED = {
+    "arch": "vgg11", "seed": 0, "width": 0.05, "batch_size": 20, "robustness_masks": 2, "clamp": "rescale", "lr": 0.05,
+    "threads": 1, "device": "cpu",
+}  # fmt: skip
+EPOCHS = 100  # some seconds: time to stop a run
 
 
 def enter(folder: Path, npz: Path, *modes: str, epochs: int = 3) -> None:
     """Make ``folder`` the current one, with the small runs of these modes in its ``grid.yaml``."""
     folder.mkdir(parents=True)
     os.chdir(folder)
-    Path("grid.yaml").write_text(GRID.format(epochs=epochs, npz=npz, modes=", ".join(modes)))
+    fixed = {**FIXED, "epochs": epochs, "dataset": f"npz:{npz}"}
+    Path("grid.yaml").write_text(
+        json.dumps({"study": "masked-loss", "fixed": fixed, "axes": {"mode": modes}})
+    )
+
+
+def plain(zygote: Zygote, folder: Path, npz: Path, *modes: str, epochs: int = 3) -> dict[str, bytes]:
+    """What the same runs make, each started as one command and never stopped."""
+    words = [word for name, value in FIXED.items() for word in (f"--{name}", str(value))]
+    for mode in modes:
+        more = ["--mode", mode, "--epochs", str(epochs), "--dataset", f"npz:{npz}"]
+        ended = zygote.run(["masked-loss", "train", *words, *more], folder)
+        assert ended.code == 0, ended.output
+    return made(folder)
 
 
 def made(folder: Path) -> dict[str, bytes]:
@@ -164,9 +177,18 @@ def logs() -> str:
     return "".join(path.read_text() for path in sorted(Path("logs").iterdir()))
 
 
-def measuring() -> bool:
-    """Whether a run has written its first row."""
-    return any(path.stat().st_size for path in Path().glob("perturblab_runs/*/*/rows.jsonl"))
+def sent(cluster: Cluster, *more: str) -> str:
+    """Submit the one run of the grid here and wait until it is in the middle of its work; the number of its job."""
+    job = number(perturblab("run", "grid.yaml", "--launcher", cluster.kind, "--submit", *more))
+    rows = "perturblab_runs/*/*/rows.jsonl"
+    until(lambda: any(path.stat().st_size for path in Path().glob(rows)), 120)
+    return job
+
+
+def finished(cluster: Cluster, stopped_by: str) -> None:
+    """Wait for its end: it was stopped by that signal, once, and saved its state."""
+    until(lambda: cluster.idle, 180)
+    assert logs().count(f"stopped on {stopped_by}: the state is saved") == 1, logs()
 
 
 def worker() -> int:
@@ -175,3 +197,11 @@ def worker() -> int:
     holder = claims.holder(folder)
     assert holder is not None, "nobody works here"
     return int(holder.facts["pid"])
+
+
+def whole_array(cluster: Cluster, *, log: str) -> None:
+    """One word of the command line says where; 16 GB, a GPU and the rest are the defaults."""
+    job = number(perturblab("run", "grid.yaml", "--launcher", cluster.kind, "--submit"))
+    until(lambda: cluster.idle, 180)
+    assert sorted(path.name for path in Path("logs").iterdir()) == [log.format(job, n) for n in (1, 2, 3)]
+    assert re.search(r"^done +3$", perturblab("status", "grid.yaml"), re.MULTILINE), logs()

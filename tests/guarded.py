@@ -10,17 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from conftest import Zygote
+from perturblab import claims
 
 SECONDS = 60.0
-MEMORY = 4 << 30  # bytes of address space; importing torch takes 1.6 GB of it
-# A folder whose holder's claim is damaged is taken over after twelve heartbeats without a sign.
-SOON = {"PERTURBLAB_HEARTBEAT_S": "0.1"}
+MEMORY = (
+    4 << 30
+)  # bytes beyond what the process has mapped once all is imported (3.8 GiB, most of it never touched)
+LIMITS = [["guarded", "limit", MEMORY]]
 CODES = (0, 1, 2, 75, 130)  # those that README.md promises
 
 
-def limit_memory(size: int) -> None:
-    """A hook for a child of the zygote."""
-    resource.setrlimit(resource.RLIMIT_AS, (size, size))
+def limit(memory: int) -> None:
+    """A hook for a child of the zygote. A folder whose claim is damaged is taken over after twelve heartbeats."""
+    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (mapped + memory, mapped + memory))
+    claims.BEAT_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -54,8 +58,7 @@ class Answer:
 
 def tried(zygote: Zygote, words: Sequence[str], folder: Path, hooks: Sequence[list[Any]] = ()) -> Answer:
     """Run ``perturblab WORDS`` in ``folder`` within the limits."""
-    limits = [*hooks, ["guarded", "limit_memory", MEMORY]]
-    pid = zygote.start(list(words), folder, hooks=limits, **SOON)
+    pid = zygote.start(list(words), folder, hooks=[*hooks, *LIMITS])
     hung = not zygote.ends_within(SECONDS)
     if hung:
         with contextlib.suppress(ProcessLookupError):

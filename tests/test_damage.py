@@ -14,7 +14,7 @@ import pytest
 
 from commandline import parsed
 from conftest import Zygote, differing, files_of
-from guarded import SOON, Answer, tried
+from guarded import LIMITS, Answer, tried
 from smokes import STUDIES, Smoke, smoke_of
 
 NEVER_READ = {".png", ".html", ".csv", ".txt", ".pdf"}  # what is made for people
@@ -70,9 +70,8 @@ def scene(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory, request: pyt
     assert ended.code == 0, ended.output
     labels = (folder / "points").read_text().splitlines()
     states = [i for i, label in enumerate(labels, 1) if STATE.match(label)]
-    ended = zygote.run(
-        words, stopped, hooks=[["killpoints", "install", states[len(states) * 2 // 3], ""]], **SOON
-    )
+    kill = ["killpoints", "install", states[len(states) * 2 // 3], ""]
+    ended = zygote.run(words, stopped, hooks=[*LIMITS, kill])
     assert ended.code == -signal.SIGKILL, ended.output
     return Scene(words, readers, done, stopped)
 

@@ -274,7 +274,7 @@ def test_a_grid_with_two_runs_at_a_time_on_a_full_disk_says_what_it_could_not_wr
 ) -> None:
     one = grid_case()
     seen, codes = Seen(), Counter[int]()
-    for free_kb in spread(range(0, 560, BLOCK_KB), n):
+    for free_kb in spread(range(0, 1600, BLOCK_KB), n):
         codes[one.try_(seen, f"{free_kb} KiB free", free_kb).code] += 1
     tell(seen, f"a grid of two runs at a time, exit codes {dict(codes)}")
 

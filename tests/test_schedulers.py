@@ -1,73 +1,29 @@
-"""One grid, every way to start it: real Slurm, real Grid Engine, bash, GNU parallel. One word differs, no file does."""
+"""One grid started here in every way: by itself, bash, GNU parallel; and what happens where schedulers are missing.
+
+The real ones are in ``test_slurm.py`` and ``test_grid_engine.py``.
+"""
 
 import re
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from clusters import Cluster, enter, logs, made, need, number, perturblab, running, said
-from conftest import TESTS, differing, until
+from clusters import NEEDED, enter, made, need, perturblab, plain, said
+from conftest import TESTS, Zygote, differing
 
 MODES = ("baseline", "masked", "half-loss")
 
 
 @pytest.fixture(scope="module")
-def slurm() -> Iterator[Cluster]:
-    with running("slurm") as cluster:
-        yield cluster
+def undisturbed(npz: Path, zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What three plain commands make."""
+    return plain(zygote, tmp_path_factory.mktemp("plain"), npz, *MODES)
 
 
-@pytest.fixture(scope="module")
-def sge() -> Iterator[Cluster]:
-    with running("sge") as cluster:
-        yield cluster
-
-
-@pytest.fixture(scope="module")
-def here(npz: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """What ``perturblab run grid.yaml`` makes."""
-    folder = tmp_path_factory.mktemp("here") / "project"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(TESTS)
-        enter(folder, npz, *MODES)
-        perturblab("run", "grid.yaml", "--launcher", "local")
-    return made(folder)
-
-
-@pytest.fixture
-def project(npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder, with a name that needs quoting and the same grid in it."""
-    monkeypatch.chdir(tmp_path)
-    enter(tmp_path / "ada's project", npz, *MODES)
-    return Path.cwd()
-
-
-def submitted(cluster: Cluster, *, log: str) -> None:
-    """One word of the command line says where; 16 GB, a GPU and the rest are the defaults."""
-    job = number(perturblab("run", "grid.yaml", "--launcher", cluster.kind, "--submit"))
-    until(lambda: cluster.idle, 180)
-    assert sorted(path.name for path in Path("logs").iterdir()) == [log.format(job, n) for n in (1, 2, 3)]
-    assert re.search(r"^done +3$", perturblab("status", "grid.yaml"), re.MULTILINE), logs()
-
-
-@pytest.mark.slow
-@pytest.mark.xdist_group("slurm")
-def test_the_word_slurm_sends_the_grid_to_a_real_slurm_with_the_same_files_as_here(
-    slurm: Cluster, project: Path, here: dict[str, bytes]
-) -> None:
-    submitted(slurm, log="masked-loss_{}_{}.out")
-    assert not differing(here, made(project))
-
-
-@pytest.mark.slow
-@pytest.mark.xdist_group("sge")
-def test_the_word_sge_sends_the_grid_to_a_real_grid_engine_with_the_same_files_as_here(
-    sge: Cluster, project: Path, here: dict[str, bytes]
-) -> None:
-    submitted(sge, log="masked-loss.o{}.{}")
-    assert not differing(here, made(project))
+def here() -> None:
+    perturblab("run", "grid.yaml")
 
 
 def array_by_bash() -> None:
@@ -88,20 +44,20 @@ def script_by_parallel() -> None:
     said("bash", "-c", command)
 
 
-def array_by_parallel() -> None:
-    """By the line in ``docs/clusters.md``."""
-    need("parallel")
-    perturblab("run", "grid.yaml", "--launcher", "sge")
-    said("bash", "-c", "seq 3 | parallel -j 2 bash scripts/job_manager_masked-loss.sh")
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("way", [array_by_bash, script_by_bash, script_by_parallel, array_by_parallel])
-def test_what_is_written_runs_unchanged_without_a_scheduler_with_the_same_files(
-    way: Callable[[], None], project: Path, here: dict[str, bytes]
+@pytest.mark.parametrize("way", [here, array_by_bash, script_by_bash, script_by_parallel])
+def test_what_is_started_without_a_scheduler_makes_the_files_of_plain_commands(
+    way: Callable[[], None],
+    npz: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    undisturbed: dict[str, bytes],
 ) -> None:
+    """What is written runs unchanged, in a folder whose name needs quoting."""
+    monkeypatch.chdir(tmp_path)
+    enter(tmp_path / "ada's project", npz, *MODES)
     way()
-    assert not differing(here, made(project))
+    assert not differing(undisturbed, made(Path()))
 
 
 # ---- where there is no scheduler ---------------------------------------------------------------------------------------
@@ -145,8 +101,6 @@ def test_ci_installs_schedulers_and_requires_their_tests() -> None:
 
 
 def test_every_program_that_the_tests_need_is_one_that_is_installed() -> None:
-    from clusters import NEEDED
-
     text = (TESTS / "schedulers/install.sh").read_text()
     (programs,) = re.findall(r'^PROGRAMS="(.*)"$', text, re.MULTILINE)
     assert set(programs.split()) == {name for names in NEEDED.values() for name in names}

@@ -1,4 +1,4 @@
-"""A real Slurm and a real Grid Engine stop a run in the middle; in the end its files are those of an undisturbed one."""
+"""A grid on a real Slurm: the same files as by plain commands, also where it is requeued, preempted, cancelled, lost."""
 
 import contextlib
 import os
@@ -12,28 +12,28 @@ from pathlib import Path
 import pytest
 
 from clusters import (
-    TESTS,
+    EPOCHS,
     Cluster,
     alive,
     enter,
+    finished,
     logs,
     made,
-    measuring,
-    number,
-    perturblab,
+    plain,
     running,
     said,
+    sent,
+    whole_array,
     worker,
-)
-from conftest import Zygote, differing, until
+)  # fmt: skip
+from conftest import TESTS, Zygote, differing, until
 
-pytestmark = pytest.mark.slow
-on_slurm = pytest.mark.xdist_group("slurm")
-on_sge = pytest.mark.xdist_group("sge")
-EPOCHS = 100  # some seconds: time to stop it
-TRAINED = f"epoch {EPOCHS}/{EPOCHS}"
 SCRIPT = "scripts/job_manager_masked-loss.sh"
 PYTHON = f"{shlex.quote(sys.executable)} -m perturblab"  # an environment file might bring another one
+TRAINED = f"epoch {EPOCHS}/{EPOCHS}"
+
+pytestmark = pytest.mark.slow
+MODES = ("baseline", "masked", "half-loss")
 
 
 @pytest.fixture(scope="module")
@@ -48,28 +48,22 @@ def slurm(slurm_of_all: Cluster) -> Iterator[Cluster]:
     slurm_of_all.clear()
 
 
-@pytest.fixture(scope="module")
-def sge_of_all() -> Iterator[Cluster]:
-    with running("sge") as cluster:
-        yield cluster
+def test_the_word_slurm_sends_a_grid_to_a_real_slurm_with_the_files_of_plain_commands(
+    slurm: Cluster, npz: Path, zygote: Zygote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    enter(tmp_path / "ada's project", npz, *MODES)
+    whole_array(slurm, log="masked-loss_{}_{}.out")
+    assert not differing(plain(zygote, tmp_path / "plain", npz, *MODES), made(Path()))
 
 
-@pytest.fixture
-def sge(sge_of_all: Cluster) -> Iterator[Cluster]:
-    yield sge_of_all
-    sge_of_all.clear()
+# ---- stopped in the middle ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def undisturbed(npz: Path, zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """What the run makes that nobody stops."""
-    folder = tmp_path_factory.mktemp("undisturbed") / "project"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(TESTS)
-        enter(folder, npz, "masked", epochs=EPOCHS)
-        ended = zygote.run(["run", "grid.yaml"], folder)
-    assert ended.code == 0, ended.output
-    return made(folder)
+    return plain(zygote, tmp_path_factory.mktemp("undisturbed"), npz, "masked", epochs=EPOCHS)
 
 
 @pytest.fixture
@@ -80,33 +74,15 @@ def project(npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return Path.cwd()
 
 
-def sent(cluster: Cluster, *more: str) -> str:
-    """Submit the run and wait until it is in the middle of its work; the number of its job."""
-    job = number(perturblab("run", "grid.yaml", "--launcher", cluster.kind, "--submit", *more))
-    until(measuring, 120)
-    return job
-
-
-def stopped(cluster: Cluster, by: str) -> None:
-    """Once it has come to its end: it was stopped by that signal, once, and saved its state."""
-    until(lambda: cluster.idle, 180)
-    assert logs().count(f"stopped on {by}: the state is saved") == 1, logs()
-
-
-# ---- Slurm -------------------------------------------------------------------------------------------------------------
-
-
-@on_slurm
 def test_requeued_by_an_administrator_it_goes_on_to_the_same_files(
     slurm: Cluster, project: Path, undisturbed: dict[str, bytes]
 ) -> None:
     job = sent(slurm)
     said("scontrol", "requeue", f"{job}_1")
-    stopped(slurm, by="SIGTERM")
+    finished(slurm, stopped_by="SIGTERM")
     assert not differing(undisturbed, made(project))
 
 
-@on_slurm
 @pytest.mark.parametrize(("partition", "by"), [("low", "SIGTERM"), ("grace", "SIGUSR1")])
 def test_preempted_by_a_job_of_higher_priority_it_comes_back_and_goes_on_to_the_same_files(
     slurm: Cluster, project: Path, undisturbed: dict[str, bytes], partition: str, by: str
@@ -116,22 +92,20 @@ def test_preempted_by_a_job_of_higher_priority_it_comes_back_and_goes_on_to_the_
     file.write_text(f"#SBATCH --partition={partition}\n")
     sent(slurm, "--environment", str(file), "--prefix", PYTHON)
     said("sbatch", "--partition=high", "--nodes=2", "--output=/dev/null", "--wrap=sleep 1")
-    stopped(slurm, by)
+    finished(slurm, stopped_by=by)
     assert not differing(undisturbed, made(project))
 
 
-@on_slurm
 def test_warned_before_the_time_limit_it_comes_back_and_goes_on_to_the_same_files(
     slurm: Cluster, project: Path, undisturbed: dict[str, bytes]
 ) -> None:
     """What --signal=B:USR1@120 in the script asks for; a limit that is near enough would take minutes here."""
     job = sent(slurm)
     said("scancel", "--batch", "--signal=USR1", f"{job}_1")
-    stopped(slurm, by="SIGUSR1")
+    finished(slurm, stopped_by="SIGUSR1")
     assert not differing(undisturbed, made(project))
 
 
-@on_slurm
 def test_cancelled_it_stays_so_and_submitted_again_it_goes_on_to_the_same_files(
     slurm: Cluster, project: Path, undisturbed: dict[str, bytes]
 ) -> None:
@@ -139,7 +113,7 @@ def test_cancelled_it_stays_so_and_submitted_again_it_goes_on_to_the_same_files(
     until(lambda: slurm.idle)
     assert not list(Path("results").glob("*"))
     slurm.submit(SCRIPT)
-    stopped(slurm, by="SIGTERM")
+    finished(slurm, stopped_by="SIGTERM")
     assert not differing(undisturbed, made(project))
 
 
@@ -178,7 +152,6 @@ def lost(slurm: Cluster, project: Path) -> Iterator[Callable[[], Orphan]]:
         until(lambda: set(said("sinfo", "-h", "-o", "%T").split()) == {"idle"})
 
 
-@on_slurm
 def test_started_again_while_a_start_on_a_lost_node_still_works_it_waits_for_that_one(
     slurm: Cluster, lost: Callable[[], Orphan], undisturbed: dict[str, bytes]
 ) -> None:
@@ -192,7 +165,6 @@ def test_started_again_while_a_start_on_a_lost_node_still_works_it_waits_for_tha
     assert not differing(undisturbed, made(Path()))
 
 
-@on_slurm
 def test_a_start_on_a_lost_node_that_gives_no_sign_is_taken_over_and_overwrites_nothing_when_it_wakes(
     slurm: Cluster, lost: Callable[[], Orphan], undisturbed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,29 +177,3 @@ def test_a_start_on_a_lost_node_that_gives_no_sign_is_taken_over_and_overwrites_
     assert logs().count(TRAINED) == 1, logs()
     assert "was taken over by" in logs()
     assert not differing(undisturbed, made(Path()))
-
-
-# ---- Grid Engine -------------------------------------------------------------------------------------------------------
-
-
-@on_sge
-def test_told_by_grid_engine_it_ends_with_99_and_comes_back_by_itself_to_the_same_files(
-    sge: Cluster, project: Path, undisturbed: dict[str, bytes]
-) -> None:
-    """SIGUSR2 is what -notify sends before a limit or a suspension kills."""
-    sent(sge)
-    os.kill(worker(), signal.SIGUSR2)
-    stopped(sge, by="SIGUSR2")
-    assert not differing(undisturbed, made(project))
-
-
-@on_sge
-def test_deleted_with_qdel_it_saves_first_and_submitted_again_it_goes_on_to_the_same_files(
-    sge: Cluster, project: Path, undisturbed: dict[str, bytes]
-) -> None:
-    said("qdel", sent(sge))
-    until(lambda: sge.idle)
-    assert not list(Path("results").glob("*"))
-    sge.submit(SCRIPT)
-    stopped(sge, by="SIGUSR2")
-    assert not differing(undisturbed, made(project))
