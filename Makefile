@@ -12,7 +12,8 @@ quickstart: $(VENV)/.installed
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -q -n $(JOBS)
 
-slow: $(VENV)/.installed-test  ## the longer tests: .ci/run runs them; a file's tests follow each other, as one scheduler needs
+# loadfile: a scheduler is started once per file (loadgroup of xdist 3.8 has no effect under pytest 9.2)
+slow: $(VENV)/.installed-test  ## the longer tests: .ci/run runs them
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m slow
 
 soak: $(VENV)/.installed-test  ## the promises of docs/reliability.md at their full size: an hour or more

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -137,6 +138,31 @@ def test_plan_shows_every_state_the_time_of_each_run_and_what_the_rest_will_take
     assert re.search(r"^disk: about .* more, from the size of finished runs$", out, re.MULTILINE)
     assert f"next: perturblab run {shlex.join(started.words)}" in out
     assert files_of(started.folder) == before, "plan writes nothing"
+
+
+def test_plan_calibrates_with_one_run_of_each_kind_whose_work_is_kept(
+    grid: list[str], zygote: Zygote, tmp_path: Path
+) -> None:
+    words = changed(grid, seed="0,1,2", lr="0.05,0.04", epochs="400")
+    here = Place(tmp_path, words, zygote)
+    assert "time: unknown; to try one run of each kind" in here.call("plan")
+    out = here.call("plan", "--calibrate", "60")
+    rows = table(out)
+    assert Counter(row[0] for row in rows.values()) == {"interrupted": 2, "missing": 4}, "a seed is no kind"
+    assert all(re.fullmatch(r"~[\d:]+", row[1]) for row in rows.values())
+    assert re.search(r"^time: about .* from what 2 runs took per epoch$", out, re.MULTILINE)
+    again = here.call("plan", "--calibrate", "60")
+    assert Counter(row[0] for row in table(again).values()) == {"interrupted": 2, "missing": 4}
+
+
+def test_an_epoch_too_long_to_wait_for_is_estimated_from_its_steps(tmp_path: Path) -> None:
+    from perturblab.gridcommands.calibrate import _from_steps
+
+    (tmp_path / "log").write_text(
+        "a-1: 3/1000, 9:00 left\nb-1: 5/10, 0:01 left\na-1: 100/1000, 1:00:00 left\n"
+    )
+    assert list(_from_steps(tmp_path / "log", "a-1", 20)) == [pytest.approx(3600 / 900 * 1000 / 20)]
+    assert list(_from_steps(tmp_path / "log", "c-1", 20)) == []
 
 
 def test_status_counts_gives_reasons_and_ends_with_the_commands_that_go_on(started: Place) -> None:

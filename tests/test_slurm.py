@@ -25,7 +25,7 @@ from clusters import (
     sent,
     whole_array,
     worker,
-)  # fmt: skip
+)
 from conftest import TESTS, Zygote, differing, until
 
 SCRIPT = "scripts/job_manager_masked-loss.sh"

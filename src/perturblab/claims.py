@@ -184,7 +184,8 @@ def _try(folder: Path, token: str, beat_s: float, poll: Callable[[], None]) -> C
     try:
         (prepared / token).mkdir(parents=True)
         facts = {**here(), "beat_s": beat_s, "limit_s": beat_s * LIMIT_BEATS}
-        (prepared / token / "holder.json").write_text(json.dumps(facts) + "\n")
+        (prepared / token / "new").write_text(json.dumps(facts) + "\n")
+        os.replace(prepared / token / "new", prepared / token / "holder.json")  # whole or absent
         dead = _claims(folder)
         for one in dead:
             _wait_until_dead(one, prepared / token / "holder.json", poll)

@@ -1,8 +1,11 @@
-"""How many processors there are for us."""
+"""How many processors there are for us, and how a process is told."""
 
 from __future__ import annotations
 
 import os
+
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+"""Variables that say how many threads a process that starts may use."""
 
 
 def cores() -> int:

@@ -35,9 +35,13 @@ class OfAGrid(OnCards, WhichGrid):
 
 
 class PlanGrid(OfAGrid):
-    """What a grid is: its runs, which of them exist, and what the missing ones will take. Writes nothing."""
+    """What a grid is: its runs, which of them exist, and what the missing ones will take. Writes nothing, unless it calibrates."""
 
     command = "plan"
+
+    calibrate: float = flag(
+        0.0, "Seconds for one run of each kind, to learn what it takes; its work is kept.", where=True, ge=0
+    )
 
 
 class StatusOfGrid(OfAGrid):

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from perturblab.cpus import cores
 from perturblab.gridcommands import PlanGrid
-from perturblab.gridcommands.read import Found, counts, find, heading, line, rows, time_left
-from perturblab.grids.estimate import Estimate, estimate, took
-from perturblab.grids.states import Seen, only
+from perturblab.gridcommands.calibrate import calibrate
+from perturblab.gridcommands.read import Found, counts, find, heading, lacking, line, rows, time_left
+from perturblab.grids.estimate import Estimate, Measured, estimate, took
+from perturblab.grids.states import Seen, look, only
 from perturblab.terminal import duration, say
 
 
 def plan(s: PlanGrid) -> None:
     found = find(s)
     heading(found)
-    todo = only(found.seen, "missing", "interrupted")
-    expected = estimate(found.plan, found.seen, todo, found.grid.epochs)
+    todo, tried = only(found.seen, "missing", "interrupted"), list[Measured]()
+    if s.calibrate and not lacking(found):
+        tried = calibrate(found.seen, todo, s.calibrate, found.grid.epochs, s.jobs or cores())
+        found = replace(found, seen=look(found.plan))
+        todo = only(found.seen, "missing", "interrupted")
+    expected = estimate(found.plan, found.seen, todo, found.grid.epochs, tried)
     table(s, found, expected)
     say(counts(found.seen))
     if not todo:
@@ -21,7 +29,7 @@ def plan(s: PlanGrid) -> None:
         return
     say(f"time: {time_left(s, expected)}")
     if expected.seconds is None:
-        say(f"  {todo[0].cell.line('perturblab')}")
+        say(f"  {line(s, 'plan')} --calibrate 30")
     say(f"disk: {disk(expected)}")
     say(f"next: {line(s, 'run')}")
 

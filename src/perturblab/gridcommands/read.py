@@ -52,9 +52,13 @@ def runs_asked(s: WhichGrid) -> Runs:
 def heading(found: Found) -> None:
     """The study, its axes, and where the runs are."""
     say(title(found))
-    lacking = function_of(found.grid.lacks)(found.runs.settings) if found.grid.lacks else ""
-    if lacking:
-        say(lacking)
+    if told := lacking(found):
+        say(told)
+
+
+def lacking(found: Found) -> str:
+    """What the runs need and do not have yet, as a line; "" for nothing."""
+    return str(function_of(found.grid.lacks)(found.runs.settings)) if found.grid.lacks else ""
 
 
 def title(found: Found) -> str:
@@ -80,7 +84,7 @@ def time_left(s: OfAGrid | WatchGrid, found: Estimate) -> str:
     """``"about 3:40:00 with 2 at a time, from what 2 runs took"``."""
     jobs = s.jobs or cores()
     if found.seconds is None:
-        return "unknown: run one cell first"
+        return "unknown; to try one run of each kind for a moment:"
     told = f"{found.n} run{'s' if found.n > 1 else ''} took"
     return f"about {duration(found.wall(jobs))} with {jobs} at a time, from what {told} per epoch"
 

@@ -41,11 +41,17 @@ class Estimate:
         return max(sum(work) / jobs, max(work, default=0.0))
 
 
-def estimate(plan: Plan, seen: Sequence[Seen], todo: Sequence[Seen], epochs: str) -> Estimate:
-    """For the cells ``todo``, from the other runs of the grid. Seeds cost the same; ``epochs`` is a field."""
+def estimate(
+    plan: Plan, seen: Sequence[Seen], todo: Sequence[Seen], epochs: str, tried: Sequence[Measured] = ()
+) -> Estimate:
+    """For the cells ``todo``, from the other runs of the grid and those ``tried`` for a moment.
+
+    Seeds cost the same; ``epochs`` is a field.
+    """
     fields = _varying([one.cell.settings for one in seen])
     keys = {one.cell.name: _key(one.cell.settings, fields) for one in seen}
     sources = measured(plan, seen, keys, epochs)
+    sources += [one for one in tried if one.key not in {source.key for source in sources}]
     finished = [source for source in sources if source.size is not None]
     best = {key: _nearest(key, sources) for key in {keys[one.cell.name] for one in todo}}
     on_disk = {key: _nearest(key, finished) for key in best}
@@ -54,6 +60,16 @@ def estimate(plan: Plan, seen: Sequence[Seen], todo: Sequence[Seen], epochs: str
     seconds = {one.cell.name: _left(one, best[keys[one.cell.name]], epochs) for one in todo}
     sizes = [source.size or 0 for one in todo for source in on_disk[keys[one.cell.name]][:1]]
     return Estimate(seconds, sum(sizes) if finished else None, len(sources))
+
+
+def kinds(seen: Sequence[Seen], todo: Sequence[Seen]) -> list[tuple[Key, Seen]]:
+    """The first cell of ``todo`` of each kind (seeds are of one kind) of which no epoch has been done yet."""
+    fields = _varying([one.cell.settings for one in seen])
+    known = {_key(one.cell.settings, fields) for one in seen if one.state != "missing" and took(one)[0]}
+    found: dict[Key, Seen] = {}
+    for one in todo:
+        found.setdefault(_key(one.cell.settings, fields), one)
+    return [(key, one) for key, one in found.items() if key not in known]
 
 
 def took(run: Seen) -> tuple[int, float]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from perturblab.cpus import THREADS
 from perturblab.launch import Status, tied
 from perturblab.launch.ends import reason_of, status_of
 from perturblab.signals import REQUEUE, SGE_REQUEUE
@@ -21,7 +22,6 @@ POLL_S = 0.1
 # A run that was lost with its worker may still be saving when it is started again elsewhere.
 PAUSES_S = (1.0, 3.0, 6.0)
 STOPPED = (REQUEUE, SGE_REQUEUE, -signal.SIGTERM, 128 + signal.SIGTERM)  # the last two: while it was starting
-THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from perturblab.cpus import cores
+from perturblab.cpus import THREADS, cores
 from perturblab.files import writing_to
 from perturblab.launch import Cell, Launch, Outcome
 from perturblab.launch.cards import Places
@@ -28,7 +28,6 @@ from perturblab.launch.ends import outcome
 from perturblab.signals import Interrupted, StopFlag
 
 POLL_S = 0.05
-ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 @dataclass
@@ -96,8 +95,8 @@ def _starter(preload: Sequence[str], jobs: int) -> Callable[[Cell, list[str], Pa
         if log is not None:
             _touch(log)
         process = context.Process(target=_run, args=(words, log, threads))
-        before = {name: os.environ.get(name) for name in ONE_THREAD}
-        os.environ.update(dict.fromkeys(ONE_THREAD, "1"))  # for the server, started with the first process
+        before = {name: os.environ.get(name) for name in THREADS}
+        os.environ.update(dict.fromkeys(THREADS, "1"))  # for the server, started with the first process
         try:
             process.start()
         finally:
