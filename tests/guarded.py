@@ -13,9 +13,8 @@ from conftest import Zygote
 from perturblab import claims
 
 SECONDS = 60.0
-MEMORY = (
-    4 << 30
-)  # bytes beyond what the process has mapped once all is imported (3.8 GiB, most of it never touched)
+# Bytes beyond what the process has mapped once all is imported: 3.8 GiB, most of it never touched.
+MEMORY = 4 << 30
 LIMITS = [["guarded", "limit", MEMORY]]
 CODES = (0, 1, 2, 75, 130)  # those that README.md promises
 

@@ -306,7 +306,7 @@ def test_rows_that_lost_an_epoch_are_told_in_one_line(
     ended = zygote.run(words, tmp_path)
     assert ended.code == 2, ended.output
     assert "Traceback" not in ended.output
-    assert "remove the run's folder" in ended.output
+    assert "has lost rows; remove perturblab_runs/" in ended.output
 
 
 # ---- killed at any moment -------------------------------------------------------------------------------------------

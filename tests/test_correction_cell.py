@@ -21,6 +21,7 @@ from commandline import called, refusal
 from conftest import files_of, one_thread
 from perturblab.confound import Shortcut, plant
 from perturblab.images import Batch, ImageSet, MixedSource
+from perturblab.rows import read_rows
 from perturblab.runs import Row
 from perturblab.streams import stream
 from perturblab.studies.correction import Train, parts
@@ -417,7 +418,7 @@ def run(made: Path, where: Path, *more: str) -> Done:
         does(*train_words(made, *more)[1:])
     (folder,) = (where / "perturblab_runs" / "correction").iterdir()
     (log_dir,) = (where / "runs" / "baseline_experiment").iterdir()
-    rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+    rows = read_rows(folder / "rows.jsonl")
     return Done(folder, json.loads((folder / "results.json").read_text()), rows, log_dir)
 
 
@@ -435,7 +436,7 @@ def test_the_results_of_a_run_have_these_keys(done) -> None:
         "schema_version", "run_id", "seed", "epochs_trained", "best_epoch", "best_val_loss", "stopped",
         "train_loss", "train_accuracy", "train_conf_loss", "train_corr_loss", "train_conf_accuracy", "train_corr_accuracy",
         "val_loss", "val_accuracy", "val_accuracy_original", "val_accuracy_confounded", "test_loss", "test_accuracy",
-        "reliance", "before", "n", "index", "settings", "history",
+        "reliance", "before", "n", "index", "settings", "history", "content_sha256",
     ]  # fmt: skip
     assert done.results["n"] == {"train": 60, "validation": 16, "test": 24}
     assert done.results["settings"]["batch_size"] == 16  # what differs from the defaults

@@ -23,7 +23,7 @@ from PIL import Image
 from commandline import called
 from conftest import Ended, Zygote, files_of, one_thread, until
 from perturblab import sweep
-from perturblab.files import waited_for
+from perturblab.files import SEAL, sealed, waited_for
 from perturblab.launch import Cell, Outcome
 from perturblab.signals import StopFlag
 from plain_networks import PlainCNN2
@@ -520,7 +520,7 @@ def test_the_cells_that_the_tests_of_the_verdicts_make_up_have_the_keys_of_real_
 
     made = made_cell()
     for name in FOUR:
-        assert record(name).keys() - {"equivalence"} == made_stage(name, made).keys()
+        assert record(name).keys() - {"equivalence", SEAL} == made_stage(name, made).keys()
         for cell in record(name)["cells"]:
             cell["result"]["settings"] = {}
             assert keys(cell) == keys(made)
@@ -744,7 +744,7 @@ def earlier(four: Path, change: Callable[[dict[str, Any]], None] = lambda stage:
     stage = json.loads((four / "experiments/lr_search.json").read_text())
     change(stage)
     Path("experiments").mkdir(exist_ok=True)
-    Path("experiments/lr_search.json").write_text(json.dumps(stage))
+    Path("experiments/lr_search.json").write_text(json.dumps(sealed(stage)))
 
 
 def test_the_command_line_and_the_users_file_win_over_an_earlier_stage(four, here, cells_here) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from commandline import parsed
-from conftest import Zygote, differing, files_of
+from conftest import TIMED, Zygote, differing, files_of
 from guarded import LIMITS, Answer, tried
 from smokes import STUDIES, Smoke, smoke_of
 
@@ -127,6 +127,11 @@ def without_times(output: str) -> str:
     return re.sub(r"~?\d+:\d\d(:\d\d)?|about [\d.]+ \w+ more|process \d+|-?[\d.]+ (s|seconds)\b", "", output)
 
 
+def unstamped(name: str, data: bytes) -> bytes:
+    """A file with times, without those that are null: ``files_of`` leaves out the others."""
+    return data.replace(b'"timestamp": null', b"") if Path(name).name in TIMED else data
+
+
 def verdict(
     answer: Answer, usual: Answer, left: dict[str, bytes], expected: dict[str, bytes], damage: Damage
 ) -> str:
@@ -136,10 +141,13 @@ def verdict(
     if answer.code != usual.code:
         return f"exit code {answer.code}"
     mended = left.get(damage.name, b"") == expected.get(damage.name, b"")
+    warned = set(answer.warnings) - set(usual.warnings)
+    if damage.name.endswith("timings.jsonl") and warned:  # when an epoch ended is gone, and said to be
+        left, expected = ({n: unstamped(n, data) for n, data in files.items()} for files in (left, expected))
     other = {name for name in differing(left, expected) if ".before-" not in name} - {damage.name}
     if other:
         return f"silent: {', '.join(sorted(other)[:3])} differ"
-    if set(answer.warnings) - set(usual.warnings):
+    if warned:
         return "told"
     if not mended and without_times(answer.output) != without_times(usual.output):
         return "silent: it prints something else"

@@ -1,6 +1,6 @@
 """Array jobs: what is generated runs, quoted as it must be, the same way under bash and with either scheduler's numbers.
 
-The real schedulers are in ``test_schedulers.py``.
+The real schedulers are in ``test_slurm.py`` and ``test_grid_engine.py``.
 """
 
 import json

@@ -16,6 +16,9 @@ from mutations import STOP_AFTER_S, Given, Mutation, mutation
 from smokes import STUDIES, Smoke
 from test_damage import readers_of
 
+TRAINS = ("train", "train-base", "sweep", "run", "retry", "quickstart", "watch")
+REPORT_AFTER_S = 30.0  # what only reads is to come to its end
+
 
 @pytest.fixture(scope="module")
 def given(zygote: Zygote, smoke: Callable[[str], Smoke], tmp_path_factory: pytest.TempPathFactory) -> Given:
@@ -38,7 +41,9 @@ def put(zygote: Zygote, one: Mutation, folder: Path) -> Answer:
     folder.mkdir()
     one.make(folder)
     number = signal.SIGINT if one.words[:1] == ["watch"] else signal.SIGTERM  # nothing else ends a watch
-    answer = tried(zygote, one.words, folder, [["mutations", "stop_soon", STOP_AFTER_S, number]])
+    trains = any(word in one.words for word in TRAINS)
+    hook = ["mutations", "stop_soon", STOP_AFTER_S if trains else REPORT_AFTER_S, number]
+    answer = tried(zygote, one.words, folder, [hook])
     shutil.rmtree(folder, ignore_errors=True)
     return answer
 

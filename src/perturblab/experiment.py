@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -18,7 +16,7 @@ from perturblab import hardware
 from perturblab.checkpoints import read_checkpoint
 from perturblab.datasets import NORMALISATION, load
 from perturblab.exports import publish
-from perturblab.files import check_writable
+from perturblab.files import check_writable, read_json
 from perturblab.flags import Machine
 from perturblab.images import ImageSet
 from perturblab.runs import RunFolder, perform, run_folder
@@ -99,8 +97,8 @@ def export(exports: Mapping[str, Path], run: RunFolder) -> None:
 
 def _owner_of_json(path: Path) -> str | None:
     try:
-        return str(json.loads(path.read_bytes())["run_id"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return str(read_json(path)["run_id"])
+    except (UserError, KeyError, TypeError):
         return None
 
 
@@ -115,7 +113,7 @@ def _owner_of_arrays(path: Path) -> str | None:
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
             return str(arrays["run_id"])
-    except (OSError, ValueError, KeyError, BadZipFile):
+    except Exception:  # numpy, zipfile and zlib each have their own
         return None
 
 

@@ -17,6 +17,8 @@ from typing import IO, Any
 
 from perturblab.terminal import UserError, warn
 
+SEAL = "content_sha256"  # the key of a JSON file that holds a digest of its other keys
+
 
 @contextmanager
 def writing_to(path: Path) -> Iterator[None]:
@@ -130,10 +132,31 @@ def as_json(content: Any) -> bytes:
     return (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()
 
 
+def sealed(content: dict[str, Any]) -> dict[str, Any]:
+    """The same with a digest of it inside, which goes wherever the file goes; ``read_json`` looks at it."""
+    return {**content, SEAL: seal_of(content)}
+
+
+def seal_of(content: dict[str, Any]) -> str:
+    """Of the content, not of the bytes: a file may be indented anew."""
+    rest = {key: value for key, value in content.items() if key != SEAL}
+    return digest(json.dumps(rest, sort_keys=True).encode())
+
+
+def check_seal(path: str | Path, content: Any) -> None:
+    """UserError if what was sealed is no longer what it was; what bears no seal passes."""
+    if isinstance(content, dict) and SEAL in content and content[SEAL] != seal_of(content):
+        raise UserError(
+            f"{path} was altered since it was written; remove it and run the command that makes it"
+        )
+
+
 def read_json(path: str | Path) -> Any:
-    """UserError when the file is missing, unreadable or not JSON."""
+    """UserError when the file is missing, unreadable, not JSON, or not what was written (where it is sealed)."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        check_seal(path, content)
+        return content
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:

@@ -28,12 +28,14 @@ from typing import Any, Literal
 from perturblab import __version__
 from perturblab.claims import Claim, held, is_held
 from perturblab.files import (
+    SEAL,
     as_json,
     digest_line,
     digest_path,
     put,
     read_checked,
     read_json,
+    sealed,
     writing_to,
 )
 from perturblab.rows import Row, RowFile, noted_rows, read_rows, rows_note
@@ -84,6 +86,7 @@ class RunFolder:
         if data is None:
             raise UserError(f"{self.path / 'results.json'} is damaged; remove {self.path} and run again")
         content: dict[str, Any] = json.loads(data)
+        content.pop(SEAL, None)
         return content
 
     def failure(self, key: Literal["kind", "message"] = "message") -> str:
@@ -167,7 +170,7 @@ class RunFolder:
         path = self.path / "manifest.json"
         if not path.exists():
             about = {"perturblab": __version__, "schema_version": SCHEMA_VERSION, "run_id": self.id}
-            self.write("manifest.json", as_json({**about, "machine": machine, "data": data}))
+            self.write("manifest.json", as_json(sealed({**about, "machine": machine, "data": data})))
         first: dict[str, Any] = read_json(path)
         if first["data"] != data:
             raise UserError(
@@ -207,7 +210,7 @@ class RunFolder:
         self._sync_rows()
         self._close_rows()
         content = {"schema_version": SCHEMA_VERSION, "run_id": self.id, **results}
-        self.write_checked("results.json", as_json(content), rows_note(self.rows))
+        self.write_checked("results.json", as_json(sealed(content)), rows_note(self.rows))
         self.remove(self.path / "failure.json")
         self.clear_checkpoints()
 

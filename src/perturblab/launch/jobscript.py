@@ -1,7 +1,7 @@
 """The text of an array job's script, which Grid Engine, Slurm and plain bash run unchanged.
 
 Headers for both schedulers, the user's environment, the command of a run, and ``BODY``, which finds the line of
-parameters that this task is to run. What it says of the schedulers was seen on real ones (``tests/test_schedulers.py``).
+parameters that this task is to run. What it says of the schedulers was seen on real ones (``tests/test_slurm.py``, ``test_grid_engine.py``).
 """
 
 from __future__ import annotations

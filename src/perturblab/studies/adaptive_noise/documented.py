@@ -12,7 +12,7 @@ from torch import Tensor
 
 from perturblab.checkpoints import to_bytes, to_cpu
 from perturblab.exports import publish
-from perturblab.files import digest, read_json
+from perturblab.files import as_json, digest, read_json, sealed
 from perturblab.perturb.controller import ControllerSettings
 from perturblab.probes.sharpness import mean_sharpness
 from perturblab.runs import SCHEMA_VERSION, Row, RunFolder
@@ -20,7 +20,7 @@ from perturblab.settings import is_where
 from perturblab.sites import SteppedModel
 from perturblab.studies.adaptive_noise import Train
 from perturblab.studies.adaptive_noise.control import epochs_of, timeline
-from perturblab.terminal import UserError
+from perturblab.terminal import UserError, warn
 
 METRICS = (
     "config.json", "epoch_metrics.jsonl", "noise_metrics.jsonl", "optimization_flags.jsonl", "controller.jsonl",
@@ -167,12 +167,17 @@ def metrics(run: RunFolder, found: dict[str, Any]) -> dict[str, bytes]:
     """The documented files with their times."""
     about = {"run_id": run.id, "schema_version": SCHEMA_VERSION}
     times = run.timings()
+    if lost := [row["epoch"] for row in found["epochs"] if row["epoch"] not in times]:
+        warn(
+            f"{run.path / 'timings.jsonl'} lacks {len(lost)} of {len(found['epochs'])} epochs, the first {lost[0]}: their "
+            "timestamps are null, and total_training_time is without them"
+        )
     seconds = sum(row["seconds"] for row in times.values())
     ended = {number: row.get("ended") for number, row in times.items()}
     final = {
         **found["final_metrics"],
         "total_training_time": round(seconds, 3),
-        "timestamp": ended[max(ended)],
+        "timestamp": ended.get(max(ended, default=0)),
     }
 
     def lines(rows: Iterable[Row]) -> bytes:
@@ -180,7 +185,7 @@ def metrics(run: RunFolder, found: dict[str, Any]) -> dict[str, bytes]:
         return "".join(json.dumps(row, allow_nan=False) + "\n" for row in stamped).encode()
 
     def whole(content: dict[str, Any]) -> bytes:
-        return (json.dumps({**about, **content}, allow_nan=False, indent=1) + "\n").encode()
+        return as_json(sealed({**about, **content}))
 
     return {
         "config.json": whole(found["config"]),

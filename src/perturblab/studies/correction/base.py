@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 from perturblab.checkpoints import read_checkpoint, to_bytes, to_cpu
 from perturblab.experiment import check_trainable, resolved, settle, start
 from perturblab.exports import publish
-from perturblab.files import digest, remove_temporaries, write_atomic
+from perturblab.files import as_json, digest, remove_temporaries, sealed, write_atomic
 from perturblab.images import ShuffledSource
 from perturblab.measure import score
 from perturblab.objectives.cross_entropy import CrossEntropy
@@ -96,4 +95,4 @@ def export(model: Path, run: RunFolder) -> None:
     publish(run, run.path / "model.pth", model, owner_by_sidecar)
     remove_temporaries(sidecar(model), run.id)
     content: dict[str, Any] = {**run.results(), "sha256": digest(model.read_bytes())}
-    write_atomic(sidecar(model), (json.dumps(content, indent=1) + "\n").encode(), run.id)
+    write_atomic(sidecar(model), as_json(sealed(content)), run.id)

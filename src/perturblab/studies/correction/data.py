@@ -20,7 +20,7 @@ from torch.utils.data import TensorDataset
 from perturblab.checkpoints import is_whole, read_checkpoint, to_bytes
 from perturblab.confound import Shortcut, plant
 from perturblab.datasets import load
-from perturblab.files import check_writable, write_atomic, write_json
+from perturblab.files import check_writable, sealed, write_atomic, write_json
 from perturblab.images import ImageSet
 from perturblab.streams import stream
 from perturblab.studies.correction.layout import BUILD, DIGITS, about, about_file, set_files, used_files
@@ -60,7 +60,7 @@ def build(s: BuildData) -> None:
         say(
             f"{folder} now holds {s.dataset}, {s.shape} of {s.size}; it held {before['dataset']}, {before['shape']} of {before['size']}"
         )
-    write_json(about_file(folder), {"made_by": BUILD, **settings, "counts": counts})
+    write_json(about_file(folder), sealed({"made_by": BUILD, **settings, "counts": counts}))
     for name, images in made.items():  # after about.json: what a kill leaves must not look like another's
         write_atomic(files[name], to_bytes(as_dictionary(images)))
     dotted = (

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from perturblab.files import check_writable, keep_aside, write_atomic, writing_to
+from perturblab.files import as_json, check_writable, keep_aside, read_json, sealed, write_atomic, writing_to
 from perturblab.launch import Cell, Launch, Outcome
 from perturblab.launch.cards import at_a_time, cards_for
 from perturblab.launch.local import over
@@ -197,7 +196,7 @@ def write_tables(s: Run, stage: Stage) -> None:
         write_table(table.with_name(name), EPOCH_COLUMNS, rows, with_record=before is not None)
     if before is None and path.exists():
         keep_aside(path, path.read_bytes())
-    write_atomic(path, (json.dumps(stage, indent=1, allow_nan=False) + "\n").encode())
+    write_atomic(path, as_json(sealed(stage)))
 
 
 def others_in(before: Stage, stage: Stage) -> bool:
@@ -208,8 +207,8 @@ def others_in(before: Stage, stage: Stage) -> bool:
 def record_in(path: Path) -> Stage | None:
     """What the file holds; None if it is missing or no record of ours."""
     try:
-        content: Stage = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        content: Stage = read_json(path)
+    except UserError:
         return None
     return content if is_record(content) else None
 

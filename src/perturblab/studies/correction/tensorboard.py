@@ -5,13 +5,12 @@ The directory is a function of the run folder: written whole when the run is don
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from perturblab.exports import publish
-from perturblab.files import digest, read_checked, remove_temporaries, write_atomic
+from perturblab.files import as_json, digest, read_checked, remove_temporaries, sealed, write_atomic
 from perturblab.report.events import Event, event_file, file_name, run_id_of
 from perturblab.runs import Row, RunFolder
 from perturblab.studies.correction import Train
@@ -62,7 +61,7 @@ def export(asked: Train, run: RunFolder) -> None:
     publish(run, run.path / "best_model.pth", model, owner)
     said = {key: value for key, value in results.items() if key not in ("index", "history")}
     content = {**said, "lambda_weight": asked.lambda_weight, "sha256": digest(model.read_bytes())}
-    write_atomic(about, (json.dumps(content, indent=1) + "\n").encode(), run.id)
+    write_atomic(about, as_json(sealed(content)), run.id)
 
 
 def make_room(events: Path, run_id: str) -> set[str | None]:

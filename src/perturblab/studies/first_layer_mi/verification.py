@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from perturblab.files import read_json
 from perturblab.studies.first_layer_mi import Train
 from perturblab.sweep import Plan
+from perturblab.terminal import UserError
 
 LOOKED_INTO = 1_000  # result files; of more the names are enough
 
@@ -39,13 +40,13 @@ def mark(found: int, wanted: int, what: str) -> str:
 
 def gaps(run: Train, path: Path) -> str:
     """What of the due measurements a result file lacks; "" for none, or where there is no file."""
+    if not path.exists():
+        return ""
     try:
-        content: dict[str, Any] = json.loads(path.read_bytes())
+        content: dict[str, Any] = read_json(path)
         epochs = {int(epoch) for epoch in content["epochs_evaluated"]}
         has_final = isinstance(content["final_mi_diff"], float) and len(content["mi_history"]) == len(epochs)
-    except FileNotFoundError:
-        return ""
-    except (OSError, ValueError, KeyError, TypeError):
+    except (UserError, ValueError, KeyError, TypeError):
         return "any epoch: the file cannot be read"
     lacking = [f"epoch {epoch}" for epoch in sorted(due(run) - epochs)]
     return ", ".join(lacking if has_final else [*lacking, "the end"])

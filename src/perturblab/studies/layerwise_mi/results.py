@@ -11,7 +11,15 @@ from typing import Any
 
 from perturblab.experiment import OWNERS
 from perturblab.exports import publish
-from perturblab.files import read_json, remove_temporaries, waited_for, write_atomic, writing_to
+from perturblab.files import (
+    check_seal,
+    read_json,
+    remove_temporaries,
+    sealed,
+    waited_for,
+    write_atomic,
+    writing_to,
+)
 from perturblab.information import bits
 from perturblab.report.tables import Table
 from perturblab.runs import Row, RunFolder
@@ -91,7 +99,7 @@ def merge(path: Path, entry: Entry) -> None:
         before = there.get(entry["model_name"], entry)
         if before.get("run_id") != entry["run_id"]:
             warn(replaced(path, before, entry))
-        there[entry["model_name"]] = entry
+        there[entry["model_name"]] = sealed(entry)
         write_atomic(path, as_json(there))
 
 
@@ -163,7 +171,10 @@ def read_entries(path: Path) -> dict[str, Entry]:
 
 
 def check(path: Path, name: str, entry: Any) -> None:
-    """UserError if an entry lacks what the document promises."""
+    """UserError if an entry lacks what the document promises, or was altered since it was written."""
+    check_seal(path, entry)
+    if isinstance(entry, dict) and entry.get("model_name", name) != name:
+        raise UserError(f"{path}: {name} holds the results of {entry['model_name']!r:.40}")
     layers = entry.get("layers") if isinstance(entry, dict) else None
     if not isinstance(layers, list) or not layers:
         raise UserError(f"{path}: {name} holds no layers; was the file made by layerwise-mi evaluate?")
