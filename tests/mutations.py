@@ -250,7 +250,8 @@ def of_npz(number: int, chance: random.Random, given: Given) -> Mutation:
         if what == "a huge header":
             header(path, key, chance.choice([(2**40,), (2**62,), (2**63, 2**63), (-1,), (n, 2**31, 8, 3)]))
         if what == "another format":
-            np.save(path.open("wb"), x)
+            with open(path, "wb") as file:
+                np.save(file, x)
         if what == "text":
             path.write_text("x_train: 1\n")
 

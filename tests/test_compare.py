@@ -11,6 +11,7 @@ import pytest
 from scipy import stats
 
 from conftest import Ended, Zygote, files_of, write_npz
+from perturblab.files import sealed, write_json
 from perturblab.grids.asked import read
 from perturblab.grids.cells import runs_of
 from perturblab.report.findings import finding
@@ -181,7 +182,7 @@ def test_runs_on_other_images_are_no_pairs_and_it_is_said(made: Path, zygote: Zy
 def test_another_machine_is_told_and_its_copies_are_pairs(place: Path, zygote: Zygote) -> None:
     shutil.copytree(place / "perturblab_runs", place / "cluster")
     for path in place.glob("cluster/masked-loss/*/manifest.json"):
-        path.write_text(path.read_text().replace('"threads": 1', '"threads": 8'))
+        write_json(path, sealed(json.loads(path.read_text().replace('"threads": 1', '"threads": 8'))))
     out = compared(zygote, place, "perturblab_runs", "cluster", "--set", "mode=baseline")
     assert rows_of(out, "MACHINES AND DATA THAT DIFFER") == {"threads": ["1", "8"]}
     assert "Equal settings do not give equal bits there" in out

@@ -26,7 +26,7 @@ from conftest import (
     train_tiny,
 )
 from perturblab.augment import cutmix
-from perturblab.files import write_checked
+from perturblab.files import sealed, write_checked
 from perturblab.images import Batch, ShuffledSource
 from perturblab.objectives import Clock, Loss
 from perturblab.objectives.cross_entropy import CrossEntropy
@@ -666,7 +666,7 @@ def test_a_run_resumed_on_another_machine_goes_on_and_says_it_is_not_bit_exact(
     path = next(tmp_path.rglob("manifest.json"))
     manifest = json.loads(path.read_text())
     manifest["machine"][fact] = value
-    path.write_text(json.dumps(manifest))
+    path.write_text(json.dumps(sealed(manifest)))
     again = zygote.run(tiny_run, tmp_path)
     assert again.code == 0
     told = [line for line in again.output.splitlines() if "bit-exact" in line]

@@ -61,11 +61,11 @@ class Holder:
 
     @property
     def limit_s(self) -> float:
-        return float(self.facts.get("limit_s", BEAT_S * LIMIT_BEATS))
+        return _seconds(self.facts.get("limit_s"), heartbeat_s() * LIMIT_BEATS)
 
     @property
     def beat_s(self) -> float:
-        return float(self.facts.get("beat_s", BEAT_S))
+        return _seconds(self.facts.get("beat_s"), heartbeat_s())
 
     def gone(self) -> bool:
         """Whether its process has surely ended."""
@@ -164,6 +164,11 @@ def heartbeat_s() -> float:
     if not 0.01 <= seconds <= 3600:
         raise UserError(f"PERTURBLAB_HEARTBEAT_S={word} must be a number of seconds from 0.01 to 3600")
     return seconds
+
+
+def _seconds(told: Any, otherwise: float) -> float:
+    """What a holder tells, unless its file is damaged."""
+    return float(told) if isinstance(told, int | float) and 0 < told <= 3600 * LIMIT_BEATS else otherwise
 
 
 def _take(folder: Path, beat_s: float, poll: Callable[[], None]) -> Claim:
