@@ -27,7 +27,7 @@ lint: $(VENV)/.installed-test
 check: lint test
 
 bench: $(VENV)/.installed-test
-	for b in input randaugment masked_loss probes correction noise; do $(BIN)/python benchmarks/$$b.py $(ARGS) || exit 1; done
+	for b in input randaugment masked_loss probes correction noise grid; do $(BIN)/python benchmarks/$$b.py $(ARGS) || exit 1; done
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else "perturblab needs Python 3.11 or later; this is %d.%d: make PYTHON=python3.12 ..." % v[:2])'
