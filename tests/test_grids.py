@@ -311,7 +311,7 @@ def test_nothing_is_estimated_from_nothing(tmp_path, monkeypatch) -> None:
     code, out, _ = called("plan", "masked-loss")
     assert code == 0
     assert (
-        "time: unknown; to try one run of each kind for a moment:\n  perturblab plan masked-loss --calibrate 30\n"
+        "time: unknown; to try one run of each kind for a moment: perturblab plan masked-loss --calibrate 30\n"
         in out
     )
     assert "disk: unknown until one run is done" in out

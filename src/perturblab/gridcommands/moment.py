@@ -13,9 +13,8 @@ from statistics import fmean
 from typing import Any
 
 from perturblab.claims import holder
-from perturblab.cpus import cores
 from perturblab.gridcommands import WatchGrid
-from perturblab.gridcommands.read import Found, line, runs_asked
+from perturblab.gridcommands.read import Found, at_once, line, runs_asked
 from perturblab.grids import function_of
 from perturblab.grids.cells import plan_of
 from perturblab.grids.estimate import Estimate, estimate
@@ -114,7 +113,7 @@ class Watcher:
         expected = estimate(self.plan, found.seen, todo, grid.epochs)
         working = [self._working(one, expected) for one in running]
         self._running.append(len(running))  # between two runs there are fewer for a moment
-        jobs = self.s.jobs or max(self._running) or cores()
+        jobs = self.s.jobs or max(self._running) or at_once(self.s, found.seen)
         left = expected.wall(jobs) if expected.seconds is not None else None
         last = self._last(only(found.seen, "done"))
         return Moment(time.time(), found, working, left, last, f"go on: {line(self.s, 'run')}")

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from perturblab.cpus import cores
 from perturblab.gridcommands import PlanGrid
 from perturblab.gridcommands.calibrate import calibrate
-from perturblab.gridcommands.read import Found, counts, find, heading, lacking, line, rows, time_left
+from perturblab.gridcommands.read import Found, at_once, counts, find, heading, lacking, line, rows, time_left
 from perturblab.grids.estimate import Estimate, Measured, estimate, took
 from perturblab.grids.states import Seen, look, only
 from perturblab.terminal import duration, say
@@ -18,7 +17,7 @@ def plan(s: PlanGrid) -> None:
     heading(found)
     todo, tried = only(found.seen, "missing", "interrupted"), list[Measured]()
     if s.calibrate and not lacking(found):
-        tried = calibrate(found.seen, todo, s.calibrate, found.grid.epochs, s.jobs or cores())
+        tried = calibrate(found.seen, todo, s.calibrate, found.grid.epochs, at_once(s, todo))
         found = replace(found, seen=look(found.plan))
         todo = only(found.seen, "missing", "interrupted")
     expected = estimate(found.plan, found.seen, todo, found.grid.epochs, tried)
@@ -27,9 +26,7 @@ def plan(s: PlanGrid) -> None:
     if not todo:
         say("nothing is missing" if not only(found.seen, "failed", "running") else "nothing else is missing")
         return
-    say(f"time: {time_left(s, expected)}")
-    if expected.seconds is None:
-        say(f"  {line(s, 'plan')} --calibrate 30")
+    say(f"time: {time_left(s, found.seen, expected)}")
     say(f"disk: {disk(expected)}")
     say(f"next: {line(s, 'run')}")
 

@@ -7,13 +7,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from perturblab.cpus import cores
 from perturblab.gridcommands import OfAGrid, WatchGrid, WhichGrid, words_of
 from perturblab.grids import Grid, function_of
 from perturblab.grids.asked import read
 from perturblab.grids.cells import Runs, plan_of, runs_of
 from perturblab.grids.estimate import Estimate
 from perturblab.grids.states import Seen, count, look
+from perturblab.launch.cards import at_a_time, cards_for
 from perturblab.studies import STUDIES
 from perturblab.sweep import Plan
 from perturblab.terminal import duration, say
@@ -80,13 +80,18 @@ def counts(seen: Sequence[Seen]) -> str:
     return ", ".join(f"{n} {state}" for state, n in count(seen).items() if n) or "no runs"
 
 
-def time_left(s: OfAGrid | WatchGrid, found: Estimate) -> str:
+def time_left(s: OfAGrid | WatchGrid, seen: Sequence[Seen], found: Estimate) -> str:
     """``"about 3:40:00 with 2 at a time, from what 2 runs took"``."""
-    jobs = s.jobs or cores()
     if found.seconds is None:
-        return "unknown; to try one run of each kind for a moment:"
-    told = f"{found.n} run{'s' if found.n > 1 else ''} took"
+        return f"unknown; to try one run of each kind for a moment: {line(s, 'plan')} --calibrate 30"
+    jobs, told = at_once(s, seen), f"{found.n} run{'s' if found.n > 1 else ''} took"
     return f"about {duration(found.wall(jobs))} with {jobs} at a time, from what {told} per epoch"
+
+
+def at_once(s: OfAGrid | WatchGrid, seen: Sequence[Seen]) -> int:
+    """How many runs at a time ``run`` would start here: on each CUDA card, else on each core."""
+    cards = cards_for((one.cell.settings for one in seen), s.jobs)
+    return at_a_time(s.jobs, cards, getattr(s, "per_gpu", 1))
 
 
 def line(s: WhichGrid, command: str) -> str:

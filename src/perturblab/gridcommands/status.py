@@ -51,7 +51,7 @@ def go_on(s: OfAGrid | WatchGrid, found: Found) -> None:
     """The command that does what is left."""
     left, failed = only(found.seen, "missing", "interrupted"), only(found.seen, "failed")
     if left:
-        say(f"time: {time_left(s, estimate(found.plan, found.seen, left, found.grid.epochs))}")
+        say(f"time: {time_left(s, found.seen, estimate(found.plan, found.seen, left, found.grid.epochs))}")
         say(f"go on: {line(s, 'run')}")
     if failed:
         say(f"again what failed: {line(s, 'retry')}")
