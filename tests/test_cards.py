@@ -186,6 +186,17 @@ def test_run_takes_as_many_at_a_time_as_the_cards_do(
     assert {json.loads(log)[0] for log in logs} == {"cuda:0", "cuda:1"}
 
 
+def test_an_estimate_counts_as_many_at_a_time_as_run_would_start(two_cards: None) -> None:
+    from perturblab.gridcommands import PlanGrid
+    from perturblab.gridcommands.read import at_once, find
+
+    for given, device, expected in (({}, "auto", 2), ({"per_gpu": 3}, "auto", 6), ({"jobs": 1}, "auto", 1)):
+        s = PlanGrid.parse({"grid": "masked-loss", "given": [f"device={device}"], **given})
+        assert at_once(s, find(s).seen) == expected
+    s = PlanGrid.parse({"grid": "masked-loss", "given": ["device=cpu"], "per_gpu": 3})
+    assert at_once(s, find(s).seen) == cores()
+
+
 @pytest.mark.parametrize(
     ("words", "where"),
     [
