@@ -1,6 +1,7 @@
 """One worker at a time in a run folder, on one machine or many: the living are left alone, the dead replaced, and who
 was only frozen or cut off cannot overwrite its successor."""
 
+import errno
 import json
 import os
 import random
@@ -11,17 +12,19 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
 from claiming import ROWS, cell
 from conftest import TESTS, Ended, Zygote, differing, environment, files_of, program, until
+from perturblab import sweep
 from perturblab.claims import LIMIT_BEATS, Busy, Superseded, held, holder
+from perturblab.launch import Cell, Outcome
 from perturblab.processes import here
 from perturblab.rows import read_rows
-from perturblab.runs import RunFolder
+from perturblab.runs import RunFolder, perform
 from perturblab.settings import Settings
 from perturblab.signals import Interrupted
 from perturblab.terminal import UserError
@@ -334,6 +337,59 @@ def test_a_command_waits_for_a_dead_machine_and_does_its_run(
     begun.wait()
     assert again.returncode == 0, again.stderr
     assert " was held by process " in again.stdout
+
+
+# ---- sharing a grid --------------------------------------------------------------------------------------------------
+
+
+def test_runs_of_others_are_waited_for_once_each_and_done_when_they_are_let_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sweep, "WAIT_S", 0.01)
+    cells = [Cell(str(n), Settings()) for n in range(4)]
+    plan = sweep.Plan(cells, lambda one: cell(tmp_path, int(one.name)), lambda one: ())
+    others, started = ExitStack(), list[str]()
+    holds = {name: others.enter_context(ExitStack()) for name in ("1", "2", "3")}
+    for name, stack in holds.items():
+        stack.enter_context(held(cell(tmp_path, int(name)).path))
+
+    def launch(cells, log_of, jobs, stop, on_end, preload=()):  # type: ignore[no-untyped-def]
+        done = []
+        for one in cells:
+            started.append(one.name)
+            perform(plan.folder(one), lambda run: run.finish({}), lambda run: None)
+            done.append(Outcome(one, "done"))
+        if holds:
+            holds.pop(next(iter(holds))).close()  # another worker gives up one of its runs, undone
+        return done
+
+    with others:
+        outcomes = sweep.run_plan(plan, 2, launch)
+    assert [outcome.status for outcome in outcomes] == ["done"] * 4
+    assert sorted(started) == ["0", "1", "2", "3"], "each once"
+    waits = [
+        line.split()[2] for line in capsys.readouterr().out.splitlines() if line.startswith("waiting for")
+    ]
+    assert waits == ["3", "2", "1"]
+
+
+def test_a_claim_that_cannot_be_moved_away_is_not_taken_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file server's error in the middle of a takeover: the old holder could still write."""
+    with another_holds(tmp_path) as process:
+        process.kill()
+        process.wait()
+    rename = os.rename
+
+    def refused(source, target):  # type: ignore[no-untyped-def]
+        if "before-" in str(target):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", refused)
+    with pytest.raises(UserError, match="Input/output error"), held(tmp_path):
+        pytest.fail("it was taken over")
 
 
 # ---- `perturblab run` in several terminals -----------------------------------------------------------------------------

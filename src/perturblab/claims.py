@@ -126,7 +126,8 @@ class Claim:
 
     def release(self) -> None:
         self._over.set()
-        _move_away(self.staging, self.folder / f".claim-{self.staging.name}")
+        with contextlib.suppress(OSError):  # lost, or the folder is gone
+            _move_away(self.staging, self.folder / f".claim-{self.staging.name}")
 
 
 @contextmanager
@@ -247,7 +248,8 @@ def _fenced(staging: Path, dead: list[Holder]) -> bool:
     if {one.token for one in others} - {one.token for one in dead}:
         return False
     for one in others:
-        _move_away(one.file.parent, staging / f"before-{one.token}")
+        with contextlib.suppress(FileNotFoundError):  # it has let go by itself; any other error is no fence
+            _move_away(one.file.parent, staging / f"before-{one.token}")
     return True
 
 
@@ -276,8 +278,8 @@ def _number(one: Holder) -> int:
 
 def _move_away(staging: Path, to: Path) -> None:
     """End a claim in one step, then remove what is left of it. By its token: its number may be another's by now."""
+    os.rename(staging, to)
     with contextlib.suppress(OSError):
-        os.rename(staging, to)
         os.rmdir(staging.parent)
     shutil.rmtree(to, ignore_errors=True)
 

@@ -58,20 +58,16 @@ def run_plan(plan: Plan, jobs: int, launch: Launch | None = None, wait: bool = T
         say(f"{len(plan.cells) - len(todo)} of {len(plan.cells)} runs are done already")
     ended: dict[str, Outcome] = {}
     while todo:
-        others = list[Cell]()
-        for outcome in _started(plan, todo, others, jobs, launch):
-            ended[outcome.cell.name] = outcome
-        others += [ended[cell.name].cell for cell in todo if _is_elsewhere(ended.get(cell.name))]
-        ended |= {cell.name: Outcome(cell, "elsewhere") for cell in others}
+        outcomes = _started(plan, todo, jobs, launch)
+        ended |= {outcome.cell.name: outcome for outcome in outcomes}
+        others = [outcome.cell for outcome in outcomes if outcome.status == "elsewhere"]
         todo = _freed(plan, others, ended) if wait and others else []
     return [ended.get(cell.name, Outcome(cell, "skipped", reason="done before")) for cell in plan.cells]
 
 
-def _started(
-    plan: Plan, cells: list[Cell], others: list[Cell], jobs: int, launch: Launch | None
-) -> list[Outcome]:
-    """Run these cells but for those which, as their turn comes, another worker has done or works on (``others``)."""
-    ended = Counter[str]()
+def _started(plan: Plan, cells: list[Cell], jobs: int, launch: Launch | None) -> list[Outcome]:
+    """Run these cells but for those which, as their turn comes, another worker has done, or works on ("elsewhere")."""
+    ended, others = Counter[str](), list[Outcome]()
     alone = jobs == 1 and launch is None
     bar = nullcontext(lambda done, note="": None) if alone else progress("runs", len(cells))
     with stop_on_signals() as stop, bar as advance:
@@ -79,7 +75,7 @@ def _started(
         def due() -> Iterator[Cell]:
             for cell in cells:
                 if is_held(plan.folder(cell).path):
-                    others.append(cell)
+                    others.append(Outcome(cell, "elsewhere"))
                 elif not plan.complete(cell):
                     yield cell
                     continue
@@ -91,11 +87,7 @@ def _started(
             advance(ended.total(), f"{outcome.cell.name} {outcome.status} in {duration(outcome.seconds)}")
 
         log = (lambda cell: None) if alone else plan.log
-        return (launch or run_cells)(due(), log, jobs, stop, tell, plan.preload)
-
-
-def _is_elsewhere(outcome: Outcome | None) -> bool:
-    return outcome is not None and outcome.status == "elsewhere"
+        return [*(launch or run_cells)(due(), log, jobs, stop, tell, plan.preload), *others]
 
 
 def _freed(plan: Plan, others: list[Cell], ended: dict[str, Outcome]) -> list[Cell]:

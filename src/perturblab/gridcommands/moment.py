@@ -18,7 +18,7 @@ from perturblab.gridcommands.read import Found, at_once, line, runs_asked
 from perturblab.grids import function_of
 from perturblab.grids.cells import plan_of
 from perturblab.grids.estimate import Estimate, estimate
-from perturblab.grids.states import TAIL, Seen, look, names, only
+from perturblab.grids.states import TAIL, Seen, look, only, reasons
 from perturblab.runs import RunFolder
 from perturblab.sweep import Plan
 from perturblab.terminal import UserError
@@ -70,10 +70,7 @@ class Moment:
 
     def failed(self) -> list[str]:
         """A line for each reason."""
-        by_reason: dict[str, list[Seen]] = {}
-        for one in only(self.seen, "failed")[:REASONS]:
-            by_reason.setdefault(" ".join(one.reason.split()), []).append(one)
-        return [f"{names(those)}: {reason}" for reason, those in by_reason.items()]
+        return reasons(only(self.seen, "failed")[:REASONS])
 
 
 class Watcher:

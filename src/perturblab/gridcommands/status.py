@@ -8,7 +8,7 @@ from perturblab.gridcommands import OfAGrid, StatusOfGrid, WatchGrid
 from perturblab.gridcommands.read import SHOWN, Found, find, heading, line, time_left
 from perturblab.grids import function_of
 from perturblab.grids.estimate import estimate
-from perturblab.grids.states import NOT_EXPORTED, Seen, count, last_epoch, names, only
+from perturblab.grids.states import NOT_EXPORTED, Seen, count, last_epoch, names, only, reasons
 from perturblab.terminal import say
 
 
@@ -18,7 +18,7 @@ def status(s: StatusOfGrid) -> None:
     for state, n in count(found.seen).items():
         say(f"{state:<11} {n:>6}")
     running(found, s.all)
-    reasons(found.seen)
+    troubles(found.seen)
     if found.grid.verify:
         for told in function_of(found.grid.verify)(found.plan):
             say(told)
@@ -35,13 +35,10 @@ def running(found: Found, every: bool) -> None:
         say(f"running: {len(those) - SHOWN} more (--all shows them)")
 
 
-def reasons(seen: Sequence[Seen]) -> None:
-    """What failed, a line for each reason."""
-    by_reason: dict[str, list[Seen]] = {}
-    for one in only(seen, "failed"):
-        by_reason.setdefault(one.reason, []).append(one)
-    for reason, those in by_reason.items():
-        say(f"failed: {names(those)}: {reason}")
+def troubles(seen: Sequence[Seen]) -> None:
+    """What failed, a line for each reason, and what is done but not exported."""
+    for told in reasons(only(seen, "failed")):
+        say(f"failed: {told}")
     unexported = [one for one in only(seen, "interrupted") if not one.exported]
     if unexported:
         say(f"interrupted: {names(unexported)}: {NOT_EXPORTED}")

@@ -98,6 +98,14 @@ def last_epoch(run: RunFolder) -> int:
     return 0
 
 
+def reasons(failed: Iterable[Seen]) -> list[str]:
+    """A line for each reason: ``"vgg11_masked_seed0 and 3 more: out of memory"``."""
+    by_reason: dict[str, list[Seen]] = {}
+    for one in failed:
+        by_reason.setdefault(" ".join(one.reason.split()), []).append(one)
+    return [f"{names(those)}: {reason}" for reason, those in by_reason.items()]
+
+
 def names(seen: Sequence[Seen]) -> str:
     """``"vgg11_masked_seed0 and 3 more"``."""
     first, *others = (one.cell.name for one in seen)
