@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -12,6 +13,8 @@ from perturblab.files import digest_path, put, write_whole, writing_to
 from perturblab.terminal import UserError
 
 Row = dict[str, Any]
+
+TAIL = 65_536  # bytes; a row has a few hundred
 
 
 class RowFile:
@@ -58,6 +61,27 @@ def read_rows(path: Path, at_least: int = 0) -> list[Row]:
     if len(rows) < at_least:
         raise UserError(f"{path} has lost rows; remove {path.parent} and run again")
     return rows
+
+
+def last_rows(path: Path) -> list[Row]:
+    """The rows at the end of a file of them, the newest first; one that is being written is left out."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
+            lines = file.read().split(b"\n")[:-1]
+    except OSError:
+        return []
+    return list(_objects(reversed(lines)))
+
+
+def _objects(lines: Iterable[bytes]) -> Iterator[Row]:
+    for text in lines:
+        try:
+            row = json.loads(text)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(row, dict):
+            yield row
 
 
 def rows_note(rows: Sequence[Row]) -> str:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 from perturblab.claims import holder
 from perturblab.gridcommands import WatchGrid
@@ -18,7 +16,8 @@ from perturblab.gridcommands.read import Found, at_once, line, runs_asked
 from perturblab.grids import function_of
 from perturblab.grids.cells import plan_of
 from perturblab.grids.estimate import Estimate, estimate
-from perturblab.grids.states import TAIL, Seen, look, only, reasons
+from perturblab.grids.states import Seen, look, only, reasons
+from perturblab.rows import Row, last_rows
 from perturblab.runs import RunFolder
 from perturblab.sweep import Plan
 from perturblab.terminal import UserError
@@ -26,8 +25,6 @@ from perturblab.terminal import UserError
 JUST_NOW = 5  # looks
 RECENT = 5  # epochs that say how fast a run is now
 REASONS = 1000  # failed runs of which it is read why: 0.05 s
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -150,27 +147,6 @@ def where(run: RunFolder) -> str:
     """``"gpu7:4711"``: the machine and the number of the process; empty where the claim does not tell, or is gone."""
     found = holder(run.path)
     return f"{found.facts.get('host', '?')}:{found.facts['pid']}" if found and "pid" in found.facts else ""
-
-
-def last_rows(path: Path) -> list[Row]:
-    """The rows at the end of a file of them, the newest first; one that is being written is left out."""
-    try:
-        with open(path, "rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
-            lines = file.read().split(b"\n")[:-1]
-    except OSError:
-        return []
-    return list(_objects(reversed(lines)))
-
-
-def _objects(lines: Iterable[bytes]) -> Iterator[Row]:
-    for text in lines:
-        try:
-            row = json.loads(text)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(row, dict):
-            yield row
 
 
 def number(rows: Iterable[Row]) -> str:

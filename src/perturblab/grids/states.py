@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from perturblab.launch import Cell
+from perturblab.rows import last_rows
 from perturblab.runs import RunFolder
 from perturblab.sweep import Plan
 from perturblab.terminal import UserError
@@ -18,7 +18,6 @@ from perturblab.terminal import UserError
 State = Literal["done", "running", "failed", "interrupted", "missing"]
 STATES: tuple[State, ...] = ("done", "running", "failed", "interrupted", "missing")
 NOT_EXPORTED = "done, but its exported files are not there"
-TAIL = 65_536  # bytes; a row has a few hundred
 
 
 @dataclass(frozen=True)
@@ -83,19 +82,8 @@ def _names(folder: Path) -> set[str]:
 
 def last_epoch(run: RunFolder) -> int:
     """The epoch of the last complete row; 0 before the first one."""
-    try:
-        with open(run.path / "rows.jsonl", "rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - TAIL))
-            lines = file.read().split(b"\n")[:-1]  # what follows the last newline is being written
-    except OSError:
-        return 0
-    for line in reversed(lines):
-        try:
-            return int(json.loads(line)["epoch"])
-        except (ValueError, KeyError, TypeError):
-            continue
-    return 0
+    epochs = (row.get("epoch") for row in last_rows(run.path / "rows.jsonl"))
+    return next((epoch for epoch in epochs if isinstance(epoch, int)), 0)
 
 
 def reasons(failed: Iterable[Seen]) -> list[str]:
