@@ -150,7 +150,7 @@ def leave(cell: Cell, kind: str) -> None:
         (run.path / "failure.json").unlink(missing_ok=True)
         write(run.path / "results.json", "{}")
         for path in exports(cell):
-            write(path, "")
+            write(path, run.id)
 
 
 def write(path: Path, text: str) -> None:

@@ -11,8 +11,9 @@ import sys
 import time
 from pathlib import Path
 
+from perturblab.attempts import perform
 from perturblab.claims import Busy, held
-from perturblab.runs import RunFolder, perform
+from perturblab.runs import RunFolder
 from perturblab.settings import Settings
 
 ROWS = 6

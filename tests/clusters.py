@@ -177,6 +177,12 @@ def logs() -> str:
     return "".join(path.read_text() for path in sorted(Path("logs").iterdir()))
 
 
+def array() -> Path:
+    """The one array of jobs that was written here."""
+    (script,) = Path("scripts").glob("job_manager_masked-loss-*.sh")
+    return script
+
+
 def sent(cluster: Cluster, *more: str) -> str:
     """Submit the one run of the grid here and wait until it is in the middle of its work; the number of its job."""
     job = number(perturblab("run", "grid.yaml", "--launcher", cluster.kind, "--submit", *more))

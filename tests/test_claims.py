@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -19,12 +20,13 @@ import pytest
 
 from claiming import ROWS, cell
 from conftest import TESTS, Ended, Zygote, differing, environment, files_of, program, until
-from perturblab import sweep
+from perturblab import claims, sweep
+from perturblab.attempts import perform
 from perturblab.claims import LIMIT_BEATS, Busy, Superseded, held, holder
 from perturblab.launch import Cell, Outcome
 from perturblab.processes import here
 from perturblab.rows import read_rows
-from perturblab.runs import RunFolder, perform
+from perturblab.runs import RunFolder
 from perturblab.settings import Settings
 from perturblab.signals import Interrupted
 from perturblab.terminal import UserError
@@ -162,6 +164,74 @@ def test_a_number_of_a_process_that_was_given_out_again_is_not_the_holder(tmp_pa
     assert holder(tmp_path) is None
     with held(tmp_path) as claim:
         assert claim.staging.parent.name == "claim-000002"
+
+
+@needs_namespaces
+def test_a_worker_of_another_user_is_left_alone_where_the_system_hides_its_processes(tmp_path: Path) -> None:
+    """``/proc`` mounted with ``hidepid``, as on many machines that people share."""
+    folder, script = Path(tempfile.mkdtemp(dir="/tmp")), tmp_path / "script"
+    hold = f"exec setpriv --reuid {{uid}} --regid 1234 --clear-groups {sys.executable} {TESTS / 'claiming.py'} hold {folder / 'run'}"
+    script.write_text(f"""
+umask 0
+mount -t proc -o hidepid=2 proc /proc
+( {hold.format(uid=1234)} 60 ) > {folder}/first &
+first=$!
+for n in {{1..600}}; do grep -q held {folder}/first && break; sleep 0.1; done
+( {hold.format(uid=4321)} 0 ) > {folder}/second 2>&1
+kill -9 $first
+""")
+    try:
+        folder.chmod(0o777)
+        subprocess.run(["unshare", "--mount", "bash", str(script)], env=environment(), check=True)
+        assert "is being worked on by process" in (folder / "second").read_text()
+    finally:
+        shutil.rmtree(folder)
+
+
+def beating(folder: Path) -> Path:
+    """The claim of a worker of another machine that gave its last sign just now, by the clock of the file system."""
+    staging = folder / "claim-000001" / "0badcafe"
+    staging.mkdir(parents=True)
+    facts = {"host": "gpu7", "pid": 4711, "machine": "another", "beat_s": 2.0, "limit_s": 24.0}
+    (staging / "holder.json").write_text(json.dumps(facts))
+    return staging
+
+
+@pytest.mark.parametrize("ahead", [-300, 300])
+def test_a_clock_that_is_wrong_makes_no_living_worker_dead_and_no_dead_one_alive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead: float
+) -> None:
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + ahead)
+    staging = beating(tmp_path)
+    assert str(holder(tmp_path)) == "process 4711 on gpu7"
+    long_ago = real() - 60
+    os.utime(staging / "holder.json", (long_ago, long_ago))
+    assert holder(tmp_path) is None
+    assert [path.name for path in staging.iterdir()] == ["holder.json"], "a look leaves nothing behind"
+
+
+def test_who_gives_a_number_up_takes_no_other_workers_claim_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It saw a rival, and was frozen before it let go: by then its number may be another's."""
+    real, once = claims._fenced, [True]
+
+    def seen_a_rival(staging: Path, dead: list[claims.Holder]) -> bool:
+        if not once:
+            return real(staging, dead)
+        once.clear()
+        shutil.rmtree(
+            staging
+        )  # a third worker took it for dead and replaced it, and another one works there now
+        (staging.with_name("deadbeef")).mkdir()
+        (staging.with_name("deadbeef") / "holder.json").write_text(json.dumps(here()))
+        return False
+
+    monkeypatch.setattr(claims, "_fenced", seen_a_rival)
+    with pytest.raises(Busy, match="is being worked on"), held(tmp_path):
+        pass
+    assert (tmp_path / "claim-000001" / "deadbeef" / "holder.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -320,6 +390,31 @@ def test_20_of_20_frozen_workers_cannot_overwrite_their_successors(
     zygote: Zygote, second: Zygote, tiny_run: list[str], tmp_path: Path
 ) -> None:
     check_frozen(zygote, second, [*tiny_run, *FEW], tmp_path, 20)
+
+
+EXPORT = "before replace vgg11_masked_seed0.json"
+
+
+@pytest.mark.parametrize("earlier", [0, 1, 2])
+def test_a_frozen_worker_cannot_take_a_documented_name_back(
+    zygote: Zygote, second: Zygote, tiny_run: list[str], tmp_path: Path, earlier: int
+) -> None:
+    """It was about to export; its successor has exported, and a run with other settings has taken the name since."""
+    words, log, here = [*tiny_run, *FEW], tmp_path / "points", tmp_path / "here"
+    assert zygote.run(words, tmp_path / "whole", hooks=[["killpoints", "install", 0, str(log)]]).code == 0
+    point = log.read_text().splitlines().index(EXPORT) + 1 - earlier
+    pid = zygote.start(words, here, hooks=[["killpoints", "signal_at", point, 1, signal.SIGSTOP]], PERTURBLAB_HEARTBEAT_S="0.02")  # fmt: skip
+    until(lambda: "State:\tT" in Path(f"/proc/{pid}/status").read_text(), 60)
+    time.sleep(0.02 * LIMIT_BEATS)
+    for other in ([], ["--lr", "0.01"]):
+        assert second.run([*words, *other], here, PERTURBLAB_HEARTBEAT_S="0.02").code == 0
+    newest = files_of(here)
+    os.kill(pid, signal.SIGCONT)
+    ended = zygote.wait()
+    assert ended.code == 2, ended.output
+    assert " was taken over by " in ended.line
+    assert not differing(newest, files_of(here))
+    assert not [path for path in (here / "results").iterdir() if path.name.startswith(".")]
 
 
 @pytest.mark.slow

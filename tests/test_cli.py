@@ -112,6 +112,8 @@ def test_every_flag_is_understood_with_underscores_and_with_dashes(command) -> N
             "save_predictions": "p.npz",
             "experiment": "lr_search",
             "save_as": "mine.pth",
+            "device": "cuda:3",
+            "dataset": "digits",
         }.get(field, {int: "3", float: "0.5", bool: "true", str: "words"}.get(info.annotation))
         if value is None:
             continue
@@ -254,7 +256,7 @@ def test_a_device_that_is_not_there_is_refused_and_not_replaced(tmp_path, monkey
     assert refusal(*TRAIN, "--device", "mps").startswith("--device mps: not available here")
     for device in ("gpu", "cuda:x", "meta", ""):
         told = refusal(*TRAIN, "--device", device)
-        assert told == f"--device '{device}' is not one of auto, cpu, cuda, cuda:N, mps"
+        assert told == f"--device {device or repr('')} is refused: it must be auto, cpu, cuda, cuda:N or mps"
     assert refusal(*TRAIN, "--device", "cpu", "--precision", "tf32").startswith(
         "--precision tf32 exists on CUDA"
     )

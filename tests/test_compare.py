@@ -4,6 +4,7 @@ import contextlib
 import csv
 import json
 import shutil
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,16 @@ from scipy import stats
 
 from conftest import Ended, Zygote, files_of, write_npz
 from perturblab.files import sealed, write_json
+from perturblab.gridcommands.pairing import Differences, Pairing, pair
+from perturblab.gridcommands.results import results_of
+from perturblab.gridcommands.sides import Finished, Side, measures
 from perturblab.grids.asked import read
 from perturblab.grids.cells import runs_of
 from perturblab.report.findings import finding
 from perturblab.report.statistics import holm, paired
+from perturblab.runs import run_folder
 from perturblab.studies import STUDIES
+from perturblab.studies.masked_loss import Train
 from test_rules import loaded_by
 
 SEEDS = 3
@@ -259,6 +265,67 @@ def test_the_study_says_what_its_numbers_are_called_and_every_run_has_them(made:
         assert "test" in measures[0].key
 
 
+# ---- many comparisons ------------------------------------------------------------------------------------------------
+
+
+def pairing_of(folder: Path, pairs: dict[str, int], weight_decay: Sequence[float] = (5e-4,)) -> Pairing:
+    """Runs that nobody made, of so many seeds for each network; A has the higher accuracy in each pair."""
+
+    def side(word: str, lr: float, more: float) -> Side:
+        runs = [
+            Train(arch=arch, mode="baseline", seed=seed, dataset="digits", lr=lr, weight_decay=decay)  # type: ignore[arg-type]
+            for arch, n in pairs.items()
+            for seed in range(n)
+            for decay in weight_decay
+        ]
+        return Side(word, [
+            Finished(run_folder(one, one.name, folder), {KEYS[0]: 50 + more * (1 + 0.01 * one.seed)}, {}, {})
+            for one in runs
+        ])  # fmt: skip
+
+    return pair(side("A", 0.1, 5.0), side("B", 0.2, 0.0))
+
+
+def test_a_comparison_is_decided_by_its_corrected_p_and_not_by_a_stricter_rule(tmp_path: Path) -> None:
+    """Under Holm only the smallest p must be below 0.05 / 2: that of the 12 pairs is."""
+    results = results_of(pairing_of(tmp_path, {"vgg11": 12, "vgg13": 6}), measures(Train))
+    assert results.corrected == pytest.approx([2 * 2**-11, 2**-5])
+    one, other = results.sentences()
+    assert "vgg11" in one
+    assert "a difference was seen (sign-flip test, p = 0.00098, corrected for 2 tests)" in one
+    assert "vgg13" in other
+    assert "a difference was seen (sign-flip test, p = 0.031, corrected for 2 tests)" in other
+    (table,) = results.tables(every=False)
+    assert not [note for note in table.notes if "smallest possible" in note]
+
+
+def test_as_few_seeds_in_every_comparison_are_said_to_be_too_few_together(tmp_path: Path) -> None:
+    results = results_of(pairing_of(tmp_path, {"vgg11": 6, "vgg13": 6, "vgg16": 1}), measures(Train))
+    assert results.corrected == [pytest.approx(2**-4), pytest.approx(2**-4), None]
+    (table,) = results.tables(every=False)
+    told = "With 6 paired seeds the smallest possible p is 0.031, 0.062 when corrected for 2 tests"
+    assert sum(told in note for note in table.notes) == 1
+    assert [told in sentence for sentence in results.sentences()] == [True, True, False]
+    results = results_of(pairing_of(tmp_path, {"vgg11": 6, "vgg16": 1}), measures(Train))
+    (table,) = results.tables(every=False)
+    assert any("Holm: corrected for 1 test." in note for note in table.notes)
+
+
+def test_thousands_of_comparisons_do_not_look_at_all_runs_for_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked, values = [0], Differences.values
+
+    def counting(self: Differences, runs: Iterable[Finished], name: str) -> list[object]:
+        looked[0] += 1
+        return values(self, runs, name)
+
+    monkeypatch.setattr(Differences, "values", counting)
+    found = pairing_of(tmp_path, {"vgg11": 1}, [n / 1000 for n in range(1, 101)])
+    assert len(found.comparisons) == 100
+    assert looked[0] < 20, "6.2 s for 4,000 comparisons, if it were twice for each"
+
+
 # ---- statistics ------------------------------------------------------------------------------------------------------
 
 
@@ -280,7 +347,13 @@ def test_holm_rejects_exactly_what_its_procedure_rejects() -> None:
 def test_a_finding_says_no_more_than_the_test_after_correction() -> None:
     seen = paired({s: 1.0 + 0.1 * s for s in range(6)}, dict.fromkeys(range(6), 0.0))
     assert "a difference was seen (sign-flip test, p = 0.031)" in finding(seen, "points")
-    assert "undecided" in finding(seen, "points", corrected=0.062, of=2)
+    assert (
+        "undecided. With 6 paired seeds the smallest possible p is 0.031, 0.062 when corrected for 2 tests: no "
+        "difference, however large, can be significant at 0.05; 7 seeds are the fewest that can."
+    ) in finding(seen, "points", others=[0.5])
+    assert "a difference was seen (sign-flip test, p = 0.031, corrected for 2 tests)" in finding(
+        seen, "points", others=[0.001]
+    )
     few = paired({s: 1.0 + 0.1 * s for s in range(3)}, dict.fromkeys(range(3), 0.0))
     assert "undecided. With 3 paired seeds the smallest possible p is 0.25" in finding(few, "points")
     none = paired({0: 1.0, 1: -1.0, 2: 0.3}, dict.fromkeys(range(3), 0.0))

@@ -7,10 +7,22 @@ from pathlib import Path
 
 import pytest
 
-from clusters import EPOCHS, Cluster, enter, finished, made, plain, running, said, sent, whole_array, worker
+from clusters import (
+    EPOCHS,
+    Cluster,
+    array,
+    enter,
+    finished,
+    made,
+    perturblab,
+    plain,
+    running,
+    said,
+    sent,
+    whole_array,
+    worker,
+)
 from conftest import Zygote, differing, until
-
-SCRIPT = "scripts/job_manager_masked-loss.sh"
 
 pytestmark = pytest.mark.slow
 MODES = ("baseline", "masked", "half-loss")
@@ -35,6 +47,32 @@ def test_the_word_sge_sends_a_grid_to_a_real_grid_engine_with_the_files_of_plain
     enter(tmp_path / "ada's project", npz, *MODES)
     whole_array(sge, log="masked-loss.o{}.{}")
     assert not differing(plain(zygote, tmp_path / "plain", npz, *MODES), made(Path()))
+
+
+NOTES = "bash -c 'echo \"${OMP_NUM_THREADS:-}\" >> ran; sleep 1; echo end >> ran' note"
+"""In the place of the program: notes when it begins, on how many threads, and when it ends."""
+THREE = ("masked-loss", "--launcher", "sge", "--set", "arch=vgg11", "--set", "mode=baseline", "--submit")
+
+
+def test_no_more_tasks_run_at_a_time_than_jobs_says(
+    sge: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is a slot for each of two."""
+    monkeypatch.chdir(tmp_path)
+    perturblab("run", *THREE, "--prefix", NOTES, "--jobs", "1")
+    until(lambda: sge.idle, 60)
+    assert [line == "end" for line in Path("ran").read_text().splitlines()] == [False, True] * 3
+
+
+def test_headers_in_the_environment_file_ask_for_cores_and_its_lines_see_how_many_were_given(
+    sge: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both slots go to one task, so there is one at a time."""
+    monkeypatch.chdir(tmp_path)
+    Path("env.sh").write_text("#$ -pe smp 2\nexport OMP_NUM_THREADS=$NSLOTS\n")
+    perturblab("run", *THREE, "--prefix", NOTES, "--environment", "env.sh")
+    until(lambda: sge.idle, 60)
+    assert Path("ran").read_text().splitlines() == ["2", "end"] * 3
 
 
 # ---- stopped in the middle ---------------------------------------------------------------------------------------------
@@ -70,6 +108,6 @@ def test_deleted_with_qdel_it_saves_first_and_submitted_again_it_goes_on_to_the_
     said("qdel", sent(sge))
     until(lambda: sge.idle)
     assert not list(Path("results").glob("*"))
-    sge.submit(SCRIPT)
+    sge.submit(array())
     finished(sge, stopped_by="SIGUSR2")
     assert not differing(undisturbed, made(project))

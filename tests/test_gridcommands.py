@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from commandline import called, parsed
+from commandline import called, parsed, refusal
 from conftest import Ended, Zygote, differing, environment, files_of, program, until
 from perturblab.claims import held
 from perturblab.grids.asked import read
@@ -347,14 +347,16 @@ def test_task_n_of_an_array_is_the_nth_run_that_is_left(
         "run", study, *words, "--launcher", scheduler, "--prefix", TELLS, "--time", "1:00:00", "--gpu", "0"
     )
     assert code == 0, errors
-    script, starts = f"scripts/job_manager_{study}.sh", {"sge": "qsub", "slurm": "sbatch"}[scheduler]
+    (script,) = map(str, Path("scripts").glob(f"job_manager_{study}-*.sh"))
+    starts = {"sge": "qsub", "slurm": "sbatch"}[scheduler]
     assert out.splitlines()[-1] == f"  {starts} {script}"
     text = Path(script).read_text()
     cells = plan_of(runs_of(read(study, given, STUDIES))).cells
     assert f"#$ -t 1-{len(cells)}\n" in text
     assert f"#SBATCH --array=1-{len(cells)}\n" in text
     assert "#$ -l h_rt=1:00:00\n" in text
-    assert Path(f"scripts/jobs_{study}.txt").read_text().startswith(line)
+    (lines,) = Path("scripts").glob(f"jobs_{study}-*.txt")
+    assert lines.read_text().startswith(line)
     task = {"sge": "SGE_TASK_ID", "slurm": "SLURM_ARRAY_TASK_ID"}[scheduler]
     for number, cell in enumerate(cells, 1):
         told = told_by_bash(
@@ -378,13 +380,9 @@ def test_a_line_that_is_not_there_is_an_error_of_the_task(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     called("run", "adaptive-noise", "--launcher", "sge", "--prefix", TELLS)
-    done = subprocess.run(
-        ["bash", "scripts/job_manager_adaptive-noise.sh", "13"],
-        env=environment(),
-        capture_output=True,
-        text=True,
-    )
-    assert (done.returncode, done.stderr) == (2, "error: scripts/jobs_adaptive-noise.txt has no line 13\n")
+    lines, script = (next(Path("scripts").glob(f"*.{end}")) for end in ("txt", "sh"))
+    done = subprocess.run(["bash", script, "13"], env=environment(), capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, f"error: {lines} has no line 13\n")
 
 
 def test_more_runs_than_an_array_may_have_become_several_arrays_that_miss_none(
@@ -395,7 +393,7 @@ def test_more_runs_than_an_array_may_have_become_several_arrays_that_miss_none(
     code, out, errors = called("run", *words, "--launcher", "slurm", "--array", "3", "--prefix", TELLS)
     assert code == 0, errors
     assert "wrote 3 scripts; start them with:" in out
-    scripts = [f"scripts/job_manager_masked-loss-{n}.sh" for n in (1, 2, 3)]
+    scripts = [next(Path("scripts").glob(f"job_manager_masked-loss-{n}-*.sh")) for n in (1, 2, 3)]
     assert out.splitlines()[-3:] == [f"  sbatch {script}" for script in scripts]
     sizes = [
         line for script in scripts for line in Path(script).read_text().splitlines() if "--array=" in line
@@ -406,14 +404,65 @@ def test_more_runs_than_an_array_may_have_become_several_arrays_that_miss_none(
     assert [parsed(*one).seed for one in told] == [0, 1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.parametrize("scheduler", ["sge", "slurm"])
+def test_jobs_of_an_array_are_its_tasks_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheduler: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["masked-loss", "--launcher", scheduler, "--prefix", TELLS]
+    assert called("run", *words)[0] == 0
+    assert called("run", *words, "--jobs", "4", "--output_dir", "limited")[0] == 0
+    (free,), (limited,) = ((tmp_path / name).glob("*.sh") for name in ("scripts", "limited"))
+    assert not re.search("-tc|%4", free.read_text())
+    assert {"#$ -tc 4", "#SBATCH --array=1-24%4"} <= set(limited.read_text().splitlines())
+
+
+@pytest.mark.parametrize(
+    ("launcher", "words", "those"),
+    [
+        *(
+            (launcher, words, "sge, slurm or dask with --cluster")
+            for launcher in ("local", "script", "dask")
+            for words in ("--mem 2G", "--time 1:00:00", "--gpu 0", "--environment env.sh")
+        ),
+        *(
+            (launcher, words, "sge or slurm")
+            for launcher in ("local", "script", "dask", "dask --cluster slurm")
+            for words in ("--array 10", "--output_dir here", "--submit")
+        ),
+        *(
+            (launcher, words, "dask")
+            for launcher in ("local", "script", "sge", "slurm")
+            for words in ("--address tcp://h:1", "--cluster sge")
+        ),
+        *(
+            (launcher, words, "local or dask")
+            for launcher in ("script", "sge", "slurm")
+            for words in ("--per_gpu 2", "--wait False", "--all")
+        ),
+        *((launcher, "--output x.sh", "script") for launcher in ("local", "sge", "slurm", "dask")),
+        ("script", "--jobs 4", "local, sge, slurm or dask"),
+        ("local", "--prefix python3.12", "script, sge, slurm or dask"),
+    ],
+)
+def test_a_flag_that_the_launcher_does_not_use_is_refused_with_the_launchers_that_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launcher: str, words: str, those: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    told = refusal("run", "masked-loss", "--launcher", *launcher.split(), *words.split())
+    assert told == f"{words.split()[0]} needs --launcher {those}"
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_array_run_by_bash_ends_with_the_results_of_train(
     started: Place, zygote: Zygote, tmp_path: Path
 ) -> None:
     place = Place(tmp_path / "array", [*started.words, "--runs_dir", "state"], zygote)
     place.folder.mkdir()
     place.call("run", "--launcher", "sge", "--prefix", f"{shlex.quote(sys.executable)} -m perturblab")
+    (script,) = (place.folder / "scripts").glob("*.sh")
     done = subprocess.run(
-        ["bash", "scripts/job_manager_masked-loss.sh", "1"],
+        ["bash", script, "1"],
         cwd=place.folder,
         env=environment(),
         capture_output=True,
@@ -438,8 +487,6 @@ def test_a_grid_of_noise_gives_a_script_with_its_baselines(
 def test_settings_of_noise_that_contradict_each_other_are_refused_before_any_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from commandline import refusal
-
     monkeypatch.chdir(tmp_path)
     told = refusal("run", "adaptive-noise", "--set", "min_cooldown_epochs=20", "--launcher", "script")
     assert "cooldown" in told

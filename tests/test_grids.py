@@ -1,6 +1,7 @@
 """Grids: what the documents' grids hold, what a file or --set makes of them, and every slip in one line."""
 
 import json
+from datetime import UTC, datetime, timedelta
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,14 @@ from typing import Any
 import pytest
 
 from commandline import called, refusal
+from perturblab.claims import held
+from perturblab.gridcommands import WatchGrid
+from perturblab.gridcommands.moment import Watcher
+from perturblab.gridcommands.plan import in_bytes
 from perturblab.grids import Grid, function_of
 from perturblab.grids.asked import read
 from perturblab.grids.cells import Runs, plan_of, runs_of
-from perturblab.grids.estimate import estimate
+from perturblab.grids.estimate import LOOKED_AT, estimate, seconds_of, telling
 from perturblab.grids.states import Seen, count, look, only
 from perturblab.runs import RunFolder
 from perturblab.studies import STUDIES
@@ -212,7 +217,7 @@ def test_the_file_of_a_sweep_is_the_same_grid_here_and_there(tmp_path) -> None:
     ("study: masked-loss\naxes: {seed: [0, 1], seed: [2]}\n", "line 2: key 'seed' stands twice"),
     ("study: masked-loss\nfixed: {seed: true}\n", "line 2: --seed True is refused"),
     ("study: layerwise-mi\nfixed: {model: all}\n", "--model all is not one run"),
-    ("study: masked-loss\nfixed: {dataset: \"a\\nb\"}\n", "line 2: 'dataset' must be text in one line"),
+    ("study: masked-loss\nfixed: {dataset: \"folder:a\\nb\"}\n", "line 2: 'dataset' must be text in one line"),
     ("- 1\n", "expected 'key: value' lines"),
     ("", "expected 'key: value' lines, found nothing"),
 ])  # fmt: skip
@@ -276,7 +281,7 @@ def leave(
         (run.path / "results.json").write_text("x" * size)
         for path in plan.exports(seen.cell):
             path.parent.mkdir(exist_ok=True)
-            path.write_text("")
+            path.write_text(run.id)
 
 
 GRID = ("arch=vgg11,vgg13", "mode=baseline,masked", "seed=0,1", "epochs=10")
@@ -299,8 +304,90 @@ def test_the_estimate_is_that_of_the_runs_that_share_the_most_settings(tmp_path,
     assert found.seconds["vgg11_masked_seed0"] == pytest.approx(45), "as near to both: their mean"
     assert found.wall(1) == pytest.approx(sum(found.seconds.values()))
     assert found.wall(1000) == pytest.approx(70), "one run is not split"
-    folder = seen[0].run.path
-    assert found.size == 7 * sum(path.stat().st_size for path in folder.iterdir())
+    files = [*seen[0].run.path.iterdir(), *plan.exports(seen[0].cell)]
+    assert found.size == 7 * sum(path.stat().st_size for path in files)
+
+
+@pytest.mark.parametrize("rates", [2, 60, 200])
+def test_the_setting_that_decides_the_time_counts_more_than_others(tmp_path, monkeypatch, rates: int) -> None:
+    """As many settings are shared with a run of the small network with this learning rate, that takes a second."""
+    monkeypatch.chdir(tmp_path)
+    lr = "lr=" + ",".join(f"{n / 1000}" for n in range(1, rates + 1))
+    plan, seen = seen_in("masked-loss", "arch=vgg11,vgg19", "mode=baseline", "seed=0", "epochs=1", lr)
+    for one in seen[:-1]:
+        leave(one.run, 1, 90.0 if "vgg19" in one.cell.name else 1.0, False, plan, one)
+    seen = look(plan)
+    (missing,) = only(seen, "missing")
+    assert "vgg19" in missing.cell.name
+    assert estimate(plan, seen, [missing], "epochs").seconds == {missing.cell.name: pytest.approx(90)}
+
+
+def test_runs_are_read_that_tell_of_each_network_however_many_others_there_are(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    lr = "lr=" + ",".join(f"{n / 1000}" for n in range(1, 61))
+    given = ("arch=vgg11,vgg13,vgg16,vgg19", "mode=baseline", "seed=0", "epochs=1", lr)
+    plan, seen = seen_in("masked-loss", *given)
+    takes = {"vgg11": 1.0, "vgg13": 2.0, "vgg16": 3.0, "vgg19": 90.0}
+    for one in seen[: 3 * 60 + 3]:
+        leave(one.run, 1, takes[one.cell.name[:5]], False, plan, one)
+    seen = look(plan)
+    found = estimate(plan, seen, only(seen, "missing"), "epochs")
+    assert found.n == LOOKED_AT
+    assert found.seconds is not None
+    assert set(found.seconds.values()) == {90.0}
+
+
+def test_fields_tell_by_what_they_explain_beside_the_others_and_values_that_stand_once_tell_nothing() -> None:
+    kinds = [(arch, size, f"{arch}{size}{copy}", copy) for arch in "ab" for size in (1, 2) for copy in (0, 1)]
+    seconds = [{"a": 1.0, "b": 50.0}[arch] * size for arch, size, *_ in kinds]
+    assert telling(kinds, seconds) == [0, 1]
+    assert telling(kinds, [1.0] * len(kinds)) == []
+    assert telling(kinds[:1], seconds[:1]) == telling([], []) == []
+
+
+def test_what_is_measured_between_epochs_counts_and_the_night_that_a_run_was_stopped_does_not() -> None:
+    def ended(*seconds: int) -> list[dict[str, Any]]:
+        start = datetime(2026, 1, 1, tzinfo=UTC)
+        return [
+            {"epoch": n, "seconds": 10.0, "ended": f"{start + timedelta(seconds=s):%Y-%m-%dT%H:%M:%SZ}"}
+            for n, s in enumerate(seconds, 1)
+        ]
+
+    assert seconds_of(ended(10, 25, 40, 55)) == pytest.approx(4 * 15)
+    assert seconds_of(ended(10, 25, 40, 40_055, 40_070)) == pytest.approx(5 * 15)
+    assert seconds_of(ended(10, 20, 30)) == pytest.approx(30)
+    assert seconds_of(ended(10, 15, 20)) == pytest.approx(30), "a clock that was set back"
+    assert seconds_of(ended(10, 40_000)) == pytest.approx(20), "one pause tells nothing"
+    assert seconds_of([{"seconds": 3.0}, {"seconds": 4.0, "ended": "soon"}]) == pytest.approx(7)
+
+
+def test_plan_status_and_watch_count_the_rest_of_running_runs_and_agree(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = ("arch=vgg11", "mode=baseline", "seed=0,1,2", "epochs=10")
+    words = ["masked-loss", *(word for one in given for word in ("--set", one))]
+    plan, seen = seen_in("masked-loss", *given)
+    leave(seen[0].run, 10, 6.0, True, plan, seen[0])
+    leave(seen[1].run, 4, 6.0, False, plan, seen[1])
+    size = sum(path.stat().st_size for path in (*seen[0].run.path.iterdir(), *plan.exports(seen[0].cell)))
+    with held(seen[1].run.path):
+        (working,) = only(look(plan), "running")
+        for command in ("plan", "status"):
+            _, out, _ = called(command, *words, "--jobs", "1")
+            assert "time: about 1:36 with 1 at a time, from what 1 run took per epoch" in out, "36 + 60 s"
+        moment = Watcher(WatchGrid.parse({"grid": "masked-loss", "given": given})).look()
+        assert moment.left_s == pytest.approx(96)
+        only_two = [word.replace("seed=0,1,2", "seed=0,1") for word in words]
+        _, out, _ = called("status", *only_two, "--jobs", "1")
+        assert "time: about 0:36 with 1 at a time" in out
+        assert "go on" not in out
+        _, out, _ = called("plan", *only_two, "--jobs", "1")
+        assert "time: about 0:36 with 1 at a time" in out
+        assert f"disk: about {in_bytes(size)} more" in out
+        assert "nothing else is missing" in out
+        _, out, _ = called("status", *[word.replace("seed=0,1,2", "seed=1") for word in words])
+        assert out.startswith("masked-loss: 1 run in ")
+        assert "from what 1 run took per epoch" in out
+    assert working.cell.name == seen[1].cell.name
 
 
 def test_nothing_is_estimated_from_nothing(tmp_path, monkeypatch) -> None:

@@ -5,6 +5,7 @@ The real schedulers are in ``test_slurm.py`` and ``test_grid_engine.py``.
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -54,6 +55,17 @@ signal.signal(signal.SIGUSR1, save)
 pathlib.Path("ready").touch()
 time.sleep(60)
 """
+
+AWKWARD = {
+    "results_dir": "my results/it's $HOME; rm -rf *",
+    "checkpoint_dir": 'a"b`c`',
+    "runs_dir": "-runs",
+    "data_dir": "data\\dir",
+    "dataset": "npz:with space/é ü.npz",
+    "epochs": 5,
+    "compile": True,
+    "lr": 1e-05,
+}
 
 
 def cells(**settings: Any) -> list[Cell]:
@@ -144,9 +156,89 @@ def test_the_headers_come_before_the_first_command_as_slurm_wants_them(project: 
     assert not [line for line in lines[first:] if line.startswith(("#SBATCH", "#$"))]
 
 
+def test_the_runs_at_a_time_stand_in_both_headers_and_no_number_is_no_limit(project: Path) -> None:
+    limited = write_array(cells(), JobFlags(), "grid", at_once=2)
+    assert headers(limited, "#$") >= {"-t 1-3", "-tc 2"}
+    assert "--array=1-3%2" in headers(limited, "#SBATCH")
+    text = write_array(cells(), JobFlags(), "grid").read_text()
+    assert not re.search("-tc|%2", text)
+
+
+@pytest.mark.parametrize("parameters", [PARAMETERS, None])
+@pytest.mark.parametrize("settings", [{}, AWKWARD])
+def test_a_script_has_no_fault_that_shellcheck_finds(
+    project: Path, parameters: tuple[str, ...] | None, settings: dict[str, Any]
+) -> None:
+    if shutil.which("shellcheck") is None:
+        pytest.skip("shellcheck is not installed")
+    script = write_array(cells(**settings), JobFlags(), "vgg11", parameters)
+    done = subprocess.run(
+        ["shellcheck", "--severity=warning", script], capture_output=True, text=True, encoding="utf-8"
+    )
+    assert done.returncode == 0, done.stdout
+
+
 def test_the_script_does_not_depend_on_the_scheduler(project: Path) -> None:
     texts = {generated("python", scheduler=name).read_text() for name in ("sge", "slurm", "shell")}
     assert len(texts) == 1
+
+
+# ---- arrays that wait --------------------------------------------------------------------------------------------------
+
+
+def submitted(script: Path, folder: Path) -> Path:
+    """What sbatch and qsub keep of a script until its tasks start."""
+    return Path(shutil.copy(script, folder / script.name))
+
+
+def test_a_task_that_waits_runs_its_own_line_after_the_same_study_was_written_with_other_runs(
+    fake: str, tmp_path: Path
+) -> None:
+    """Two learning rates wait, then two widths are written: the second task ran a run that is in neither grid."""
+    jobs = JobFlags.parse({"prefix": fake})
+    first = write_array([*cells(lr=0.1)[:1], *cells(lr=0.2)[:1]], jobs, "masked-loss")
+    waits, before = submitted(first, tmp_path), files_of(Path("scripts"))
+    second = write_array([*cells(width=0.5)[:1], *cells(width=0.25)[:1]], jobs, "masked-loss")
+    assert first != second
+    assert files_of(Path("scripts")).items() >= before.items()
+    assert bash(waits, "2").code == 0
+    assert parsed(*ran()["baseline-0"]) == cells(lr=0.2)[0].settings
+    assert bash(second, "2").code == 0
+    assert parsed(*ran()["baseline-0"]) == cells(width=0.25)[0].settings
+
+
+def test_tasks_that_wait_run_after_what_failed_was_written_to_be_tried_again(
+    fake: str, tmp_path: Path
+) -> None:
+    """They ended with: has no line 2."""
+    jobs = JobFlags.parse({"prefix": fake})
+    waits = submitted(write_array(cells(), jobs, "masked-loss"), tmp_path)
+    write_array(cells()[:1], JobFlags.parse({"prefix": fake, "mem": "32G"}), "masked-loss")
+    assert [bash(waits, task).code for task in ("2", "3")] == [0, 0]
+    assert sorted(ran()) == ["masked-0", "masked-7"]
+
+
+def test_the_same_runs_written_again_are_the_same_files_and_another_program_is_not(project: Path) -> None:
+    first = write_array(cells(), JobFlags(), "masked-loss")
+    assert re.fullmatch(r"job_manager_masked-loss-[0-9a-f]{6}\.sh", first.name)
+    assert headers(first, "#$") >= {"-N masked-loss"}, "the scheduler shows no digits"
+    assert write_array(cells(), JobFlags.parse({"mem": "32G"}), "masked-loss", at_once=2) == first
+    assert len(files_of(Path("scripts"))) == 2
+    assert write_array(cells(), JobFlags.parse({"prefix": "other"}), "masked-loss") != first
+    assert write_array(cells(epochs=3), JobFlags(), "masked-loss") != first
+
+
+def test_documented_names_whose_lines_change_are_told_in_one_line(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    generated("python")
+    generated("python", mem="32G")
+    assert capsys.readouterr().err == ""
+    write_array(cells()[:2], JobFlags(), "vgg11", PARAMETERS)
+    assert capsys.readouterr().err == (
+        "warning: scripts/jobs_vgg11.txt held other lines: an array that still waits would run the new ones\n"
+    )
+    assert Path("scripts/jobs_vgg11.txt").read_text() == "baseline 0\nmasked 0\n"
 
 
 # ---- running them ------------------------------------------------------------------------------------------------------
@@ -169,16 +261,6 @@ WAYS: dict[str, Callable[[Path], Iterator[Ended]]] = {
     "Grid Engine": by("SGE_TASK_ID"),
     "Grid Engine, no array": lambda script: iter([bash(script, SGE_TASK_ID="undefined")]),
     "Slurm": by("SLURM_ARRAY_TASK_ID"),
-}
-AWKWARD = {
-    "results_dir": "my results/it's $HOME; rm -rf *",
-    "checkpoint_dir": 'a"b`c`',
-    "runs_dir": "-runs",
-    "data_dir": "data\\dir",
-    "dataset": "npz:with space/é ü.npz",
-    "epochs": 5,
-    "compile": True,
-    "lr": 1e-05,
 }
 
 
@@ -293,7 +375,19 @@ def test_all_lines_go_on_after_a_failing_run(fake: str) -> None:
     ended = bash(generated(fake), EXIT_baseline="2")
     assert sorted(ran()) == ["baseline-0", "masked-0", "masked-7"]
     assert ended.code == 1
-    assert ended.output == "1 of 3 runs failed; the same command runs only what is missing\n"
+    assert ended.output == "runs that failed: 1 of 3; the same command runs only what is missing\n"
+
+
+@pytest.mark.parametrize(("failing", "code"), [("0", BUSY), ("2", 1)])
+def test_a_run_that_another_process_is_at_is_not_counted_as_failed(
+    fake: str, failing: str, code: int
+) -> None:
+    ended = bash(generated(fake), EXIT_masked=str(BUSY), EXIT_baseline=failing)
+    assert sorted(ran()) == ["baseline-0", "masked-0", "masked-7"]
+    held, *failed = ended.output.splitlines()
+    assert held == "runs that another process is at work on: 2 of 3; they were left to it"
+    assert [line.partition(";")[0] for line in failed] == (["runs that failed: 1 of 3"] if code == 1 else [])
+    assert ended.code == code
 
 
 @pytest.mark.parametrize("code", [75, 99, 130])
@@ -321,7 +415,7 @@ def test_a_damaged_line_is_told_and_the_others_run(fake: str) -> None:
     ended = bash(script)
     assert ended.code == 1
     assert "no line 1 of the form: mode seed" in ended.output
-    assert "2 of 3 runs failed" in ended.output
+    assert "runs that failed: 2 of 3" in ended.output
     assert list(ran()) == ["masked-7"]
 
 
@@ -337,6 +431,22 @@ def test_started_elsewhere_a_script_says_where_it_belongs(fake: str, tmp_path: P
 def test_the_environment_file_prepares_the_run_and_may_use_unset_variables(fake: str) -> None:
     Path("env.sh").write_text('export EXIT_baseline="4$UNSET"\n')
     assert bash(generated(fake, environment="env.sh"), "1").code == 4
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize("settings", [{}, AWKWARD])
+@pytest.mark.parametrize("parameters", [PARAMETERS, None])
+def test_the_program_may_be_called_with_variables_of_its_own(
+    fake: str,
+    way: Callable[[Path], Iterator[Ended]],
+    parameters: tuple[str, ...] | None,
+    settings: dict[str, Any],
+) -> None:
+    """``OMP_NUM_THREADS=1 python ...``: bash took the first word for the program, and each task ended with 127."""
+    jobs = JobFlags.parse({"prefix": f"EXIT_masked=3 NOTE='two words' {fake}"})
+    script = write_array(cells(**settings), jobs, "vgg11", parameters)
+    assert sorted({ended.code for ended in way(script)}) in ([1], [0, 3])
+    assert sorted(ran()) == ["baseline-0", "masked-0", "masked-7"]
 
 
 def test_matplotlib_gets_a_folder_below_the_jobs_own(project: Path) -> None:

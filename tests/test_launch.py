@@ -13,7 +13,7 @@ import pytest
 
 from conftest import Ended, Zygote, differing, environment, files_of, program, until
 from perturblab.launch import Cell
-from perturblab.launch.script import write_script
+from perturblab.launch.script import hand_over, write_script
 from perturblab.runs import RunFolder, run_folder
 from perturblab.studies.masked_loss import Sweep, Train
 from perturblab.studies.masked_loss.sweep import plan_of
@@ -332,11 +332,81 @@ def test_the_documented_parallel_line_runs_a_generated_script(shared: list[str],
     assert len(list((tmp_path / "results").glob("*.json"))) == 2
 
 
-def test_a_line_of_a_script_that_fails_does_not_stop_the_lines_after_it(tmp_path: Path) -> None:
-    cells = [Cell("bad", Train.parse({"arch": "vgg11", "mode": "baseline", "seed": 0}))]
-    write_script([*cells, *cells], tmp_path / "run.sh", "false; echo python")
-    ended = subprocess.run([tmp_path / "run.sh"], capture_output=True, text=True)
-    assert ended.stdout.count("masked-loss train") == 2
+ENDS = """
+import os, sys
+seed = sys.argv[sys.argv.index("--seed") + 1]
+print("run", seed, flush=True)
+sys.exit(int(os.environ.get("EXIT_" + seed, 0)))
+"""
+WAITS = """
+import signal, sys, time
+signal.signal(signal.SIGINT, lambda number, frame: sys.exit(130))
+print("run", flush=True)
+time.sleep(60)
+"""
+
+
+def script_of(folder: Path, n: int, program: str) -> Path:
+    """A script of ``n`` runs with a program in the place of perturblab; its folder's name needs quoting."""
+    (folder / "my [0].x").mkdir()
+    called = folder / "my [0].x" / "called.py"
+    called.write_text(program)
+    trains = [Train.parse({"arch": "vgg11", "mode": "baseline", "seed": seed}) for seed in range(n)]
+    prefix = f"{shlex.quote(sys.executable)} -IS {shlex.quote(str(called))}"
+    write_script([Cell(train.name, train) for train in trains], folder / "run_all.sh", prefix)
+    return folder / "run_all.sh"
+
+
+@pytest.mark.parametrize(
+    ("codes", "begun", "code", "told"),
+    [
+        ((0, 0, 0), 3, 0, []),
+        ((0, 2, 0), 3, 1, ["runs that failed: 1 of 3; the same command runs only what is missing"]),
+        ((69, 0, 0), 3, 69, ["runs that another process is at work on: 1 of 3; they were left to it"]),
+        ((1, 75, 0), 2, 75, []),
+        ((99, 0, 0), 1, 99, []),
+        ((130, 0, 0), 1, 130, []),
+    ],
+)
+def test_a_script_goes_on_after_a_run_that_fails_ends_with_1_and_stops_where_a_run_was_stopped(
+    tmp_path: Path, codes: tuple[int, ...], begun: int, code: int, told: list[str]
+) -> None:
+    script = script_of(tmp_path, 3, ENDS)
+    env = {**environment(), **{f"EXIT_{seed}": str(code) for seed, code in enumerate(codes)}}
+    ended = subprocess.run([script], env=env, capture_output=True, text=True)
+    assert ended.stdout.splitlines() == [f"run {seed}" for seed in range(begun)]
+    assert (ended.returncode, ended.stderr.splitlines()) == (code, told)
+
+
+def test_ctrl_c_ends_a_script_and_not_only_the_run_that_is_on(tmp_path: Path) -> None:
+    """It reaches bash and the run; the run saves and ends well, after which bash by itself goes on."""
+    process = subprocess.Popen(
+        ["bash", script_of(tmp_path, 3, WAITS)], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "run\n"
+    os.killpg(process.pid, signal.SIGINT)
+    rest, _ = process.communicate(timeout=60)
+    assert (rest, process.returncode) == ("", 130)
+
+
+@pytest.mark.parametrize(
+    "prefix", ["python", "'/opt/my [0].x/py thon' -m perturblab", r"/opt/a\ b/p*.y$ -m x", "OMP_NUM_THREADS=1 python"]
+)  # fmt: skip
+def test_the_line_that_is_printed_picks_the_runs_out_of_the_script_however_the_program_is_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], prefix: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    trains = [Train.parse({"arch": "vgg11", "mode": "baseline", "seed": seed}) for seed in (0, 1)]
+    cells = [Cell(train.name, train) for train in trains]
+    hand_over(cells, "my runs.sh", prefix)
+    said = capsys.readouterr().out
+    assert said.startswith("my runs.sh: 2 runs; start it, or: cat ")
+    command = said.partition("or: ")[2].partition(" | parallel")[0]
+    picked = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert (picked.stdout.splitlines(), picked.stderr) == ([cell.line(prefix) for cell in cells], "")
+    hand_over(cells[:1], "one.sh", prefix)
+    assert capsys.readouterr().out.startswith("one.sh: 1 run; ")
 
 
 SERVER = """

@@ -26,7 +26,7 @@ LAYERS = {
     "images": 2, "imagefiles": 2, "decode": 2, "augment": 2, "randaugment": 2, "datasets": 2, "confound": 2, "models": 2,
     "accelerate": 2, "checkpoints": 2,
     "objectives": 3, "perturb": 3, "schedules": 3, "measure": 3, "probes": 3, "train": 3, "state": 3,
-    "claims": 4, "rows": 4, "runs": 4, "exports": 4, "launch": 4, "sweep": 4, "grids": 4,
+    "claims": 4, "rows": 4, "runs": 4, "attempts": 4, "exports": 4, "launch": 4, "sweep": 4, "grids": 4,
     "report": 5,
     "experiment": 6, "planning": 6, "studies": 6,
     "cli": 7, "quickstart": 7, "gridcommands": 7, "__main__": 7,

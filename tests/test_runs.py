@@ -26,9 +26,10 @@ from conftest import (
     train_tiny,
     write_npz,
 )
+from perturblab.attempts import perform
 from perturblab.exports import publish
 from perturblab.rows import to_line
-from perturblab.runs import Diverged, RunFolder, perform
+from perturblab.runs import Diverged, RunFolder
 from perturblab.signals import Interrupted
 from perturblab.terminal import UserError
 
@@ -294,10 +295,12 @@ def test_a_name_is_taken_by_the_latest_run_and_one_line_names_both(
 ) -> None:
     one, two = finished(tmp_path, 1), finished(tmp_path, 2)
     target = tmp_path / "results" / "name.json"
-    publish(one, one.path / "out", target, owner)
-    publish(one, one.path / "out", target, owner)
+    for _ in range(2):
+        with one.claimed():
+            publish(one, one.path / "out", target, owner)
     assert capsys.readouterr().out == ""
-    publish(two, two.path / "out", target, owner)
+    with two.claimed():
+        publish(two, two.path / "out", target, owner)
     assert capsys.readouterr().out == f"{target} now holds run {two.id}; it held run {one.id}\n"
     assert target.read_text() == f"numbers of {two.id}"
     assert [path.name for path in target.parent.iterdir()] == ["name.json"]
@@ -310,7 +313,8 @@ def test_files_that_a_user_brought_are_kept_each_of_them(
     for number in (1, 2):
         target.parent.mkdir(exist_ok=True)
         target.write_text(f"my numbers {number}")
-        publish(run, run.path / "out", target, owner)
+        with run.claimed():
+            publish(run, run.path / "out", target, owner)
         assert "was not made by perturblab; kept as name.json.before-" in capsys.readouterr().err
     kept = sorted(path.read_text() for path in target.parent.glob("name.json.before-*"))
     assert kept == ["my numbers 1", "my numbers 2"]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from clusters import NEEDED, enter, made, need, perturblab, plain, said
+from clusters import NEEDED, array, enter, made, need, perturblab, plain, said
 from conftest import TESTS, Zygote, differing
 
 MODES = ("baseline", "masked", "half-loss")
@@ -28,7 +28,7 @@ def here() -> None:
 
 def array_by_bash() -> None:
     perturblab("run", "grid.yaml", "--launcher", "slurm")
-    said("bash", "scripts/job_manager_masked-loss.sh")
+    said("bash", array())
 
 
 def script_by_bash() -> None:

@@ -35,6 +35,12 @@ def values_of(cls: type[Settings], name: str) -> st.SearchStrategy[Any]:
     info = cls.model_fields[name]
     if name == "suffix":
         return st.text(string.ascii_letters + "-_. =", max_size=5)
+    if name == "dataset":
+        return st.sampled_from(["cifar10", "digits"]) | TEXT.map("folder:{}".format)
+    if name == "device":
+        return st.sampled_from(["auto", "cpu", "mps", "cuda"]) | st.integers(0, 99).map("cuda:{}".format)
+    if name == "runs_dir":
+        return TEXT.filter(str.strip)
     limits = {k: getattr(m, k) for m in info.metadata for k in ("ge", "gt", "le", "lt") if hasattr(m, k)}
     annotation, listed = info.annotation, get_origin(info.annotation) is tuple
     inner = get_args(annotation)[0] if listed else annotation

@@ -15,10 +15,12 @@ from clusters import (
     EPOCHS,
     Cluster,
     alive,
+    array,
     enter,
     finished,
     logs,
     made,
+    perturblab,
     plain,
     running,
     said,
@@ -28,7 +30,6 @@ from clusters import (
 )
 from conftest import TESTS, Zygote, differing, until
 
-SCRIPT = "scripts/job_manager_masked-loss.sh"
 PYTHON = f"{shlex.quote(sys.executable)} -m perturblab"  # an environment file might bring another one
 TRAINED = f"epoch {EPOCHS}/{EPOCHS}"
 
@@ -55,6 +56,43 @@ def test_the_word_slurm_sends_a_grid_to_a_real_slurm_with_the_files_of_plain_com
     enter(tmp_path / "ada's project", npz, *MODES)
     whole_array(slurm, log="masked-loss_{}_{}.out")
     assert not differing(plain(zygote, tmp_path / "plain", npz, *MODES), made(Path()))
+
+
+# ---- tasks that wait ---------------------------------------------------------------------------------------------------
+
+NOTES = "bash -c 'echo \"$*\" >> ran; sleep 1; echo end >> ran' note"
+"""In the place of the program: notes when it begins and ends, and with what words."""
+ONE = (
+    "masked-loss",
+    "--launcher",
+    "slurm",
+    "--set",
+    "arch=vgg11",
+    "--set",
+    "mode=baseline",
+    "--prefix",
+    NOTES,
+)
+
+
+def test_no_more_tasks_run_at_a_time_than_jobs_says(
+    slurm: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is a node for each of two."""
+    monkeypatch.chdir(tmp_path)
+    perturblab("run", *ONE, "--jobs", "1", "--submit")
+    until(lambda: slurm.idle, 60)
+    assert [line == "end" for line in Path("ran").read_text().splitlines()] == [False, True] * 3
+
+
+def test_a_task_that_waits_runs_its_own_run_though_other_runs_of_the_study_were_written_meanwhile(
+    slurm: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    perturblab("run", *ONE, "--set", "seed=0", "--set", "lr=0.1,0.2", "--jobs", "1", "--submit")
+    perturblab("run", *ONE, "--set", "seed=0", "--set", "width=0.5,0.25")
+    until(lambda: slurm.idle, 60)
+    assert [line.rpartition(" ")[2] for line in Path("ran").read_text().splitlines()][::2] == ["0.1", "0.2"]
 
 
 # ---- stopped in the middle ---------------------------------------------------------------------------------------------
@@ -112,7 +150,7 @@ def test_cancelled_it_stays_so_and_submitted_again_it_goes_on_to_the_same_files(
     said("scancel", f"{sent(slurm)}_1")
     until(lambda: slurm.idle)
     assert not list(Path("results").glob("*"))
-    slurm.submit(SCRIPT)
+    slurm.submit(array())
     finished(slurm, stopped_by="SIGTERM")
     assert not differing(undisturbed, made(project))
 

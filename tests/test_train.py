@@ -3,6 +3,7 @@
 import copy
 import json
 import signal
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -66,6 +67,18 @@ class Crashing(CrossEntropy):
         return super().draw(batch, clock)
 
 
+class Slow(CrossEntropy):
+    """Sleeps in each step."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.seconds = seconds
+
+    def draw(self, batch: Batch, clock: Clock) -> dict[str, Tensor]:
+        time.sleep(self.seconds)
+        return super().draw(batch, clock)
+
+
 def until(rows: list[Row], epoch: int) -> Decision:
     """Early stopping: a pure function of the rows."""
     return Decision(stop=bool(rows) and rows[-1]["epoch"] >= epoch)
@@ -111,6 +124,23 @@ def test_a_run_stopped_after_every_single_step_ends_with_the_same_weights_and_ro
             assert stops < 50, "it does not come forward"
     assert stops >= STEPS * EPOCHS
     assert again.same(undisturbed)
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_an_epoch_resumed_in_its_middle_has_the_seconds_of_a_whole_one(
+    tmp_path: Path, epoch: int, step: int
+) -> None:
+    """Otherwise what is left of a run that was preempted often is estimated at a part of what it takes."""
+    with pytest.raises(Interrupted):
+        train_tiny(
+            tmp_path, objective=Slow(0.1), stop_after=(epoch - 1) * STEPS + step, checkpoint_every_s=1e9
+        )
+    again = train_tiny(tmp_path, objective=Slow(0.1), epochs=epoch, checkpoint_every_s=1e9)
+    (whole,) = again.epochs
+    assert again.folder.timings()[epoch]["seconds"] == pytest.approx(whole.seconds, abs=1e-3)
+    if (epoch, step) != (1, STEPS):  # nothing tells what the first epoch took, if it was stopped at its end
+        assert whole.seconds == pytest.approx(0.3, abs=0.15)
 
 
 @pytest.mark.parametrize("epoch", [1, 2, 3])

@@ -310,6 +310,13 @@ def test_time_left_is_what_the_last_epochs_took_less_what_has_passed(tmp_path: P
         "".join(json.dumps({"epoch": n, "seconds": 100 if n < 5 else 10}) + "\n" for n in range(1, 10))
     )
     assert left_s(path, 5) == pytest.approx(50, abs=2)
+    times = "".join(
+        json.dumps({"epoch": n, "seconds": 10, "ended": f"2026-01-01T00:{n // 4:02d}:{n % 4 * 15:02d}Z"})
+        + "\n"
+        for n in range(1, 10)
+    )
+    (tmp_path / "measured.jsonl").write_text(times)
+    assert left_s(tmp_path / "measured.jsonl", 5) == pytest.approx(75, abs=2), "5 s are measured after each"
     os.utime(path, (time.time() - 4,) * 2)
     assert left_s(path, 5) == pytest.approx(46, abs=2)
     os.utime(path, (time.time() - 4000,) * 2)

@@ -19,6 +19,7 @@ import os
 import random
 import secrets
 import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -79,10 +80,10 @@ class Holder:
         except OSError:
             return None
 
-    def seems_dead(self, now: float) -> bool:
-        """Whether its process has ended, or was silent for its limit at the time ``now`` (seconds)."""
+    def seems_dead(self) -> bool:
+        """Whether its process has ended, or has been silent for its limit."""
         last = self.last_sign()
-        return self.gone() or last is None or now - last > self.limit_s
+        return self.gone() or last is None or now(self.file.parent) - last > self.limit_s
 
     def __str__(self) -> str:
         if "pid" not in self.facts:
@@ -148,7 +149,7 @@ def held(folder: Path, poll: Callable[[], None] = lambda: None) -> Iterator[Clai
 
 def holder(folder: Path) -> Holder | None:
     """Who holds ``folder`` and, as far as one look tells, lives."""
-    return next((one for one in reversed(_claims(folder)) if not one.seems_dead(time.time())), None)
+    return next((one for one in reversed(_claims(folder)) if not one.seems_dead()), None)
 
 
 def is_held(folder: Path) -> bool:
@@ -194,26 +195,26 @@ def _try(folder: Path, token: str, beat_s: float, poll: Callable[[], None]) -> C
         os.replace(prepared / token / "new", prepared / token / "holder.json")  # whole or absent
         dead = _claims(folder)
         for one in dead:
-            _wait_until_dead(one, prepared / token / "holder.json", poll)
+            _wait_until_dead(one, prepared / token, poll)
         claim = folder / f"claim-{1 + max(map(_number, dead), default=0):06d}"
         if not _renamed(prepared, claim):
             return None
         if not _fenced(claim / token, dead):
-            os.rename(claim, prepared)
+            _move_away(claim / token, prepared)
             return None
         return Claim(folder, claim / token)
     finally:
         shutil.rmtree(prepared, ignore_errors=True)
 
 
-def _wait_until_dead(rival: Holder, own: Path, poll: Callable[[], None]) -> None:
+def _wait_until_dead(rival: Holder, folder: Path, poll: Callable[[], None]) -> None:
     """Return once ``rival`` is surely dead. Busy as soon as it gives a sign of life."""
     first, since, told = rival.last_sign(), time.monotonic(), False
     while not rival.gone():
         last, watched = rival.last_sign(), time.monotonic() - since
         if last is None:
             return
-        silent = _now(own) - last
+        silent = now(folder) - last
         if silent > rival.limit_s and watched > rival.beat_s:
             return
         if last != first or (silent <= rival.limit_s and is_here(rival.facts)):
@@ -226,10 +227,16 @@ def _wait_until_dead(rival: Holder, own: Path, poll: Callable[[], None]) -> None
         time.sleep(min(0.5, rival.beat_s / 10))
 
 
-def _now(own: Path) -> float:
-    """The time of the file system, on which heartbeats are measured: no clock of another machine is trusted."""
-    os.utime(own)
-    return own.stat().st_mtime
+def now(folder: Path) -> float:
+    """The time of the file system, on which heartbeats are measured: its server's clock is not ours.
+
+    Ours where we cannot write: for a look at another user's run that must do.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            return os.fstat(file.fileno()).st_mtime
+    except OSError:
+        return time.time()
 
 
 def _renamed(prepared: Path, claim: Path) -> bool:
@@ -288,5 +295,5 @@ def _remove_leftovers(folder: Path) -> None:
     """What those left who died while they prepared or released a claim."""
     for claim in folder.glob(".claim-*"):
         with contextlib.suppress(OSError):  # its owner removes it at this moment
-            if all(_read(claim / name).seems_dead(time.time()) for name in os.listdir(claim)):
+            if all(_read(claim / name).seems_dead() for name in os.listdir(claim)):
                 shutil.rmtree(claim)

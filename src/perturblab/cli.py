@@ -6,6 +6,7 @@ Both spellings of a flag work (``--batch_size``, ``--batch-size``), booleans wit
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -118,7 +119,9 @@ def config_option(command: Command) -> click.Option:
         return click.Option(
             ["--config", "-c"], metavar="FILE", help="The study's own config file (YAML or JSON)."
         )
-    return click.Option(["--config"], metavar="FILE", help="YAML file: study, fixed settings, axes.")
+    of_study = "YAML file: study, fixed settings, axes."
+    text = of_study if command.settings.study else "YAML file with values of these flags, under 'fixed'."
+    return click.Option(["--config"], metavar="FILE", help=text)
 
 
 def option(field: str, info: FieldInfo) -> click.Option:
@@ -269,6 +272,9 @@ def main(words: list[str] | None = None) -> None:
     except BrokenPipeError:
         code = 0
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            code = complain(f"the name {str(error.filename)[:40]}... is too long for this file system")
+            sys.exit(code)
         if error.errno not in DISK_FULL:
             raise
         code = complain(f"cannot write {error.filename or 'the output'}: {error.strerror}; free some space")

@@ -9,7 +9,6 @@ https://doi.org/10.24432/C50P49.
 
 from __future__ import annotations
 
-import difflib
 import io
 import math
 import os
@@ -26,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from perturblab.cpus import cores
+from perturblab.flags import dataset_of
 from perturblab.imagefiles import Raw, folder, npz, parquet
 from perturblab.images import ImageSet
 from perturblab.terminal import UserError, say
@@ -230,10 +230,8 @@ DATASETS: dict[str, Reader] = {
 
 
 def _reader(name: str) -> tuple[Reader, str]:
-    kind, _, path = name.partition(":")
-    spelt = {key.partition(":")[0]: key for key in DATASETS}
-    key = spelt.get(kind, "")
-    if not key or (":" in key) != bool(path):
-        near = spelt[difflib.get_close_matches(kind, spelt, n=1, cutoff=0)[0]]
-        raise UserError(f"unknown data set {name!r}, the nearest is {near}; there are {', '.join(DATASETS)}")
+    try:
+        key, path = dataset_of(name)
+    except ValueError as error:
+        raise UserError(str(error)) from None
     return DATASETS[key], path

@@ -13,13 +13,14 @@ import numpy as np
 import torch
 
 from perturblab import hardware
+from perturblab.attempts import perform
 from perturblab.checkpoints import read_checkpoint
 from perturblab.datasets import NORMALISATION, load
 from perturblab.exports import publish
 from perturblab.files import check_writable, read_json
 from perturblab.flags import Machine
 from perturblab.images import ImageSet
-from perturblab.runs import RunFolder, perform, run_folder
+from perturblab.runs import RunFolder, run_folder
 from perturblab.signals import StopFlag, stop_on_signals
 from perturblab.terminal import UserError, say
 

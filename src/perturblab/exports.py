@@ -20,14 +20,26 @@ def publish(run: RunFolder, source: Path, target: Path, owner: Callable[[Path], 
     if data is None:
         raise UserError(f"{source} is damaged; remove {run.path} and run again")
     with writing_to(target):
-        remove_temporaries(target, run.id)
         there = target.read_bytes() if target.exists() else None
-    if there == data:
-        return
+        if there == data:
+            remove_temporaries(target, run.id)
+            return
     if there is not None:
         previous = owner(target)
         if previous is None:
             keep_aside(target, there, run.id)
         elif previous != run.id:
             say(f"{target} now holds run {run.id}; it held run {previous}")
-    write_atomic(target, data, run.id)
+    write_export(run, target, data)
+
+
+def write_export(run: RunFolder, target: Path, data: bytes) -> None:
+    """Write a file outside the run's folder. Superseded if another process has taken the run over.
+
+    A worker that is frozen before it looks at its claim is refused when it wakes. Frozen after, it finds that its
+    temporary file is gone: whoever takes over exports too, and removes that first.
+    """
+    with run.claim.guarding():
+        with writing_to(target):
+            remove_temporaries(target, run.id)
+        write_atomic(target, data, run.id, run.claim.check)

@@ -10,13 +10,14 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 from perturblab.terminal import UserError, warn
 
+LONGEST_NAME = 200  # bytes: file systems take 255, and the name of a temporary file is longer
 SEAL = "content_sha256"  # the key of a JSON file that holds a digest of its other keys
 
 
@@ -35,11 +36,14 @@ def writing_to(path: Path) -> Iterator[None]:
         ) from None
 
 
-def write_atomic(path: str | Path, data: bytes, writer: str = "") -> None:
+def write_atomic(
+    path: str | Path, data: bytes, writer: str = "", check: Callable[[], None] = lambda: None
+) -> None:
     """Write ``data`` so that ``path`` is at any moment either its old or its new content, also after a crash.
 
     Raises UserError when the disk is full or the folder cannot be written; no temporary file is left then. What a
-    kill leaves carries the ``writer``, so that ``remove_temporaries`` finds it.
+    kill leaves carries the ``writer``, so that ``remove_temporaries`` finds it. ``check`` may raise while the new
+    content is on disk, but not yet under its name.
     """
     path = Path(path)
     with writing_to(path):
@@ -51,6 +55,7 @@ def write_atomic(path: str | Path, data: bytes, writer: str = "") -> None:
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(temporary, 0o666 & ~_umask())
+            check()
             os.replace(temporary, path)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -171,6 +176,8 @@ def check_writable(path: Path) -> None:
             raise NotADirectoryError(errno.ENOTDIR, "not a folder", str(there))
         if not os.access(there, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(there))
+        if len(os.fsencode(path.name)) > LONGEST_NAME:
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), str(path))
 
 
 def digest(data: bytes) -> str:

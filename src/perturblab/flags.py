@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +26,20 @@ class Loading(Settings):
     )
 
 
+DATASETS = ("cifar10", "cifar100", "mnist", "fashion-mnist", "digits", "folder:PATH", "parquet:PREFIX", "npz:PATH")  # fmt: skip
+
+
+def dataset_of(name: str) -> tuple[str, str]:
+    """``"folder:pets"`` -> ``("folder:PATH", "pets")``. ValueError for a name that is none."""
+    kind, _, path = name.partition(":")
+    spelt = {key.partition(":")[0]: key for key in DATASETS}
+    key = spelt.get(kind, "")
+    if not key or (":" in key) != bool(path):
+        near = spelt[difflib.get_close_matches(kind, spelt, n=1, cutoff=0)[0]]
+        raise ValueError(f"unknown data set {name!r}, the nearest is {near}; there are {', '.join(DATASETS)}")
+    return key, path
+
+
 class Data(Loading):
     """Which images."""
 
@@ -35,6 +51,12 @@ class Data(Loading):
         "documented", "Normalisation constants: the document's (colour sets) or computed from train."
     )
 
+    @field_validator("dataset")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        dataset_of(value)
+        return value
+
 
 class Machine(Settings):
     """What computes, and how exactly."""
@@ -45,6 +67,20 @@ class Machine(Settings):
         0, "CPU threads; 0 takes torch's default. Recorded, and reused on resume.", where=True, ge=0
     )
     runs_dir: str = flag("./perturblab_runs", "Where runs keep their state.", where=True)
+
+    @field_validator("device")
+    @classmethod
+    def _a_device(cls, value: str) -> str:
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value):
+            raise ValueError("it must be auto, cpu, cuda, cuda:N or mps")
+        return value
+
+    @field_validator("runs_dir")
+    @classmethod
+    def _a_folder(cls, value: str) -> str:
+        if not value.strip():
+            raise ValueError("it must be the name of a folder")
+        return value
 
 
 class OnCards(Settings):
@@ -90,6 +126,8 @@ class Suffixed(Settings):
     def _part_of_a_name(cls, value: str) -> str:
         if any(c in "/\\" or not c.isprintable() for c in value):
             raise ValueError("it must be a part of a file name")
+        if len(value.encode()) > 100:  # file systems take names of 255 bytes, and there is more in them
+            raise ValueError("it is too long for a part of a file name")
         return value
 
 

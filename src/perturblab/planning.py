@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +26,14 @@ def decided(settings: M) -> M:
     from perturblab.experiment import resolved
 
     return resolved(settings)
+
+
+def settled(cell: Cell) -> Cell:
+    """The cell with the precision that this machine decides: on the one where it runs it must not be another run."""
+    settings: Any = cell.settings
+    if getattr(settings, "precision", "") != "auto":
+        return cell
+    return replace(cell, settings=settings.model_copy(update={"precision": decided(settings).precision}))
 
 
 def folder(cell: Cell) -> RunFolder:

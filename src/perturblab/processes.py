@@ -26,15 +26,21 @@ def is_here(facts: Mapping[str, Any]) -> bool:
 
 
 def is_alive(facts: Mapping[str, Any]) -> bool:
-    """Whether that process of this machine is there; one that has ended and waits for its parent is not."""
+    """Whether that process of this machine is there; one that has ended and waits for its parent is not.
+
+    True where the system hides another user's processes (``/proc`` mounted with ``hidepid``): its heartbeat tells.
+    """
     pid = facts["pid"]
+    hidden = False
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except (PermissionError, OverflowError):
+    except PermissionError:
+        hidden = not Path(f"/proc/{pid}").exists()
+    except OverflowError:
         pass
-    return _started(pid) == facts.get("started")
+    return hidden or _started(pid) == facts.get("started")
 
 
 @functools.cache

@@ -40,7 +40,6 @@ from perturblab.files import (
 )
 from perturblab.rows import Row, RowFile, noted_rows, read_rows, rows_note
 from perturblab.settings import Settings
-from perturblab.signals import Interrupted
 from perturblab.terminal import UserError, warn
 
 SCHEMA_VERSION = 1
@@ -76,6 +75,8 @@ class RunFolder:
             return "done"
         if is_held(self.path):
             return "running"
+        if self.done:  # since the first look; until then it was held
+            return "done"
         if (self.path / "failure.json").exists():
             return "failed"
         return "interrupted" if (self.path / "settings.json").exists() else "pending"
@@ -90,7 +91,12 @@ class RunFolder:
         return content
 
     def failure(self, key: Literal["kind", "message"] = "message") -> str:
-        return str(read_json(self.path / "failure.json")[key])
+        """Of the last attempt. UserError if nothing tells."""
+        path = self.path / "failure.json"
+        said = read_json(path)
+        if not isinstance(said, dict) or key not in said:
+            raise UserError(f"{path} is damaged; remove it and run the same command again")
+        return str(said[key])
 
     # ---- working in the folder -----------------------------------------------------------------------------
 
@@ -246,40 +252,26 @@ class RunFolder:
 
 
 def run_folder(settings: Settings, name: str, runs_dir: str | Path) -> RunFolder:
-    """The folder of these settings: ``runs_dir/STUDY/name-id``."""
-    return RunFolder(Path(runs_dir) / settings.study / f"{name}-{settings.id}", settings)
+    """The folder of these settings: ``runs_dir/STUDY/name-id``, or the one that bears the same id under another name.
 
-
-def perform(
-    run: RunFolder,
-    work: Callable[[RunFolder], None],
-    export: Callable[[RunFolder], None],
-    poll: Callable[[], None] = lambda: None,
-) -> None:
-    """Do ``work`` unless it is done, then write its exports. Failures are recorded in the folder and raised.
-
-    ``poll`` is called while another process, which may be dead, is waited for.
+    A name may hold a suffix, which says how exported files are called and not what is computed.
     """
-    with run.claimed(poll):
-        if run.done:
-            run.clear_checkpoints()  # left by a kill between the results and the clearing
-        else:
-            _attempt(run, work)
-        export(run)
+    study = Path(runs_dir) / settings.study
+    path = study / f"{name}-{settings.id}"
+    if not path.exists():
+        path = study / _names_by_id(study).get(settings.id, path.name)
+    return RunFolder(path, settings)
 
 
-def _attempt(run: RunFolder, work: Callable[[RunFolder], None]) -> None:
-    run.remove(run.path / "failure.json")  # it told of the attempt before
+def _names_by_id(study: Path) -> dict[str, str]:
+    """The names of the run folders there, by id; read anew when one was added: a grid of thousands asks for each."""
     try:
-        with run.claim.guarding():
-            work(run)
-    except (Interrupted, KeyboardInterrupt):
-        raise
-    except Diverged as error:
-        run.fail("diverged", str(error))
-        raise
-    except BaseException as error:
-        run.fail(
-            "failed", f"{type(error).__name__}: {error}" if not isinstance(error, UserError) else str(error)
-        )
-        raise
+        changed = study.stat().st_mtime_ns
+        if _listed.get(study, (0, {}))[0] != changed:
+            _listed[study] = changed, {name.rpartition("-")[2]: name for name in sorted(os.listdir(study))}
+    except OSError:
+        return {}
+    return _listed[study][1]
+
+
+_listed: dict[Path, tuple[int, dict[str, str]]] = {}

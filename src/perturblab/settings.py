@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -35,6 +36,12 @@ def flag(
     return Field(default, description=help, json_schema_extra=extra, validate_default=True, **limits)
 
 
+def _as_number(value: Any) -> Any:
+    if isinstance(value, str) and re.match(r"\s*0+-", value):
+        raise ValueError("it must be a number; several are given as 0 1 2")
+    return str(value) if isinstance(value, bool) else value
+
+
 class Settings(BaseModel):
     """Base of all settings: frozen, unknown names refused, with a canonical form and an identity."""
 
@@ -47,14 +54,14 @@ class Settings(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_truth_for_a_number(cls, value: Any, about: ValidationInfo) -> Any:
-        """pydantic takes True for 1; ``seed: true`` in a file is a slip."""
+    def _only_numbers_for_a_number(cls, value: Any, about: ValidationInfo) -> Any:
+        """pydantic takes True for 1 and ``0-3`` for -3; ``seed: true`` in a file and ``--seeds 0-3`` are slips."""
         kind = cls.model_fields[about.field_name or ""].annotation
         if not {kind, *get_args(kind)} & {int, float}:
             return value
         if isinstance(value, list | tuple):
-            return [str(one) if isinstance(one, bool) else one for one in value]
-        return str(value) if isinstance(value, bool) else value
+            return [_as_number(one) for one in value]
+        return _as_number(value)
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> Self:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from perturblab.attempts import note_kill
 from perturblab.claims import is_held
 from perturblab.launch import Cell, Launch, Outcome
 from perturblab.launch.ends import KILLED
 from perturblab.launch.local import run_cells
 from perturblab.runs import RunFolder
 from perturblab.signals import stop_on_signals
-from perturblab.terminal import UserError, duration, progress, say
+from perturblab.terminal import UserError, counted, duration, progress, say
 
 WAIT_S = 1.0  # between two looks at the runs of others
 
@@ -39,11 +40,26 @@ class Plan:
         return [cell for cell in self.cells if not self.complete(cell)]
 
     def complete(self, cell: Cell) -> bool:
-        return self.folder(cell).done and all(path.exists() for path in self.exports(cell))
+        run = self.folder(cell)
+        return run.done and self.exported(cell, run)
+
+    def exported(self, cell: Cell, run: RunFolder) -> bool:
+        """Whether its files are there and, as far as they tell, its own: another run may have taken their names."""
+        return all(is_of(path, run.id) for path in self.exports(cell))
 
     def log(self, cell: Cell) -> Path:
         """Where a cell's output goes when several run at a time."""
         return self.folder(cell).path / "log.txt"
+
+
+def is_of(path: Path, run_id: str) -> bool:
+    """Whether an exported file is there and, where its kind tells, is this run's."""
+    if path.suffix != ".json":
+        return path.exists()
+    try:
+        return run_id.encode() in path.read_bytes()
+    except OSError:
+        return False
 
 
 def run_plan(plan: Plan, jobs: int, launch: Launch | None = None, wait: bool = True) -> list[Outcome]:
@@ -55,7 +71,7 @@ def run_plan(plan: Plan, jobs: int, launch: Launch | None = None, wait: bool = T
     """
     todo = plan.missing()
     if len(todo) < len(plan.cells):
-        say(f"{len(plan.cells) - len(todo)} of {len(plan.cells)} runs are done already")
+        say(f"{len(plan.cells) - len(todo)} of {counted(len(plan.cells), 'run')} are done already")
     ended: dict[str, Outcome] = {}
     while todo:
         outcomes = _started(plan, todo, jobs, launch)
@@ -66,42 +82,57 @@ def run_plan(plan: Plan, jobs: int, launch: Launch | None = None, wait: bool = T
 
 
 def _started(plan: Plan, cells: list[Cell], jobs: int, launch: Launch | None) -> list[Outcome]:
-    """Run these cells but for those which, as their turn comes, another worker has done, or works on ("elsewhere")."""
+    """Run these cells but for those which, as their turn comes, another worker has done, tried, or works on."""
     ended, others = Counter[str](), list[Outcome]()
+    before = {cell.name: _failed_at(plan.folder(cell)) for cell in cells}
     alone = jobs == 1 and launch is None
     bar = nullcontext(lambda done, note="": None) if alone else progress("runs", len(cells))
     with stop_on_signals() as stop, bar as advance:
 
         def due() -> Iterator[Cell]:
             for cell in cells:
-                if is_held(plan.folder(cell).path):
+                run = plan.folder(cell)
+                if is_held(run.path):
                     others.append(Outcome(cell, "elsewhere"))
+                elif _failed_at(run) not in (None, before[cell.name]):
+                    others.append(Outcome(cell, "failed", reason=_reason(run)))
                 elif not plan.complete(cell):
                     yield cell
                     continue
                 ended["others"] += 1
 
         def tell(outcome: Outcome) -> None:
-            record(plan, outcome)
+            outcome = _truth(plan, outcome)
+            if outcome.status == "failed" and outcome.reason.startswith(KILLED):
+                note_kill(plan.folder(outcome.cell).path, outcome.reason)
             ended[outcome.status] += 1
             advance(ended.total(), f"{outcome.cell.name} {outcome.status} in {duration(outcome.seconds)}")
 
         log = (lambda cell: None) if alone else plan.log
-        return [*(launch or run_cells)(due(), log, jobs, stop, tell, plan.preload), *others]
+        mine = (launch or run_cells)(due(), log, jobs, stop, tell, plan.preload)
+        return [*(_truth(plan, outcome) for outcome in mine), *others]
+
+
+def _truth(plan: Plan, outcome: Outcome) -> Outcome:
+    """A run may be done though nobody could tell its launcher how it ended."""
+    done = outcome.status == "failed" and plan.complete(outcome.cell)
+    return replace(outcome, status="done", reason="") if done else outcome
 
 
 def _freed(plan: Plan, others: list[Cell], ended: dict[str, Outcome]) -> list[Cell]:
     """Wait until other workers have ended their cells; those that they leave undone, for us to do."""
-    say(f"waiting for {len(others)} runs of other processes; Ctrl-C ends the wait, not the runs")
+    say(f"waiting for {counted(len(others), 'run')} of other processes; Ctrl-C ends the wait, not the runs")
     with stop_on_signals() as stop:
-        while all(is_held(plan.folder(cell).path) for cell in others):
-            stop.check()
+        waiting = True
+        while waiting:
             time.sleep(WAIT_S)
+            stop.check()
+            waiting = all(is_held(plan.folder(cell).path) for cell in others)
     left = list[Cell]()
     for cell in others:
         run = plan.folder(cell)
         if run.status == "failed":
-            ended[cell.name] = Outcome(cell, "failed", reason=run.failure())
+            ended[cell.name] = Outcome(cell, "failed", reason=_reason(run))
         elif plan.complete(cell):
             ended[cell.name] = Outcome(cell, "skipped", reason="done by another process")
         else:
@@ -109,18 +140,28 @@ def _freed(plan: Plan, others: list[Cell], ended: dict[str, Outcome]) -> list[Ce
     return left
 
 
-def record(plan: Plan, outcome: Outcome) -> None:
-    """A run that was killed could not say so itself: note it, so that ``status`` tells why and ``retry`` finds it."""
-    run = plan.folder(outcome.cell)
-    if outcome.reason.startswith(KILLED) and run.status == "interrupted":
-        with contextlib.suppress(UserError), run.claimed():
-            run.fail("killed", outcome.reason)
+def _failed_at(run: RunFolder) -> int | None:
+    """When its last attempt failed (nanoseconds); None if it did not."""
+    try:
+        return os.stat(run.path / "failure.json").st_mtime_ns
+    except OSError:
+        return None
+
+
+def _reason(run: RunFolder) -> str:
+    try:
+        return run.failure()
+    except UserError:  # another process tries it again, or the file is damaged
+        return "it failed in another process"
 
 
 def explain_failures(
-    plan: Plan, outcomes: Sequence[Outcome], then: str = "the same command runs only what is missing"
+    plan: Plan,
+    outcomes: Sequence[Outcome],
+    then: str = "the same command runs only what is missing",
+    go_on: str = "the same command goes on",
 ) -> None:
-    """Say which runs failed and why, and raise SomeFailed if any did. ``then``: what to do about it."""
+    """Say which runs failed and why, or were stopped, and raise SomeFailed if any. ``then``, ``go_on``: what to do."""
     failed = [outcome for outcome in outcomes if outcome.status in ("failed", "not started")]
     reasons: dict[str, list[str]] = {}
     for outcome in failed:
@@ -133,7 +174,13 @@ def explain_failures(
     for reason, names in reasons.items():
         say(f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''} {reason}")
     if failed:
-        say(f"{len(failed)} of {len(outcomes)} runs failed; {then}")
+        say(f"{len(failed)} of {counted(len(outcomes), 'run')} failed; {then}")
+    stopped = [outcome.cell.name for outcome in outcomes if outcome.status == "stopped"]
+    if stopped:
+        say(
+            f"{', '.join(stopped[:3])}{', ...' if len(stopped) > 3 else ''}: stopped from outside, state saved; {go_on}"
+        )
+    if failed or stopped:
         raise SomeFailed
 
 

@@ -52,7 +52,14 @@ def _write(line: str, stream: TextIO | None) -> None:
     except OSError as error:
         if error.errno not in (errno.EPIPE, errno.EIO, *DISK_FULL):
             raise
+        if error.errno in DISK_FULL and stream is sys.stdout:
+            warn(f"the output is cut here, it cannot be written: {error.strerror}")
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def counted(n: int, what: str) -> str:
+    """``(1, "run") -> "1 run"``, ``(24, "run") -> "24 runs"``."""
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
 
 
 def duration(seconds: float) -> str:

@@ -75,7 +75,8 @@ class Decision:
 @dataclass(frozen=True)
 class Epoch:
     """A finished epoch: its ``number`` from 1, sample-weighted ``means`` of the objective's parts, the accuracy
-    ``accuracy_online`` (fraction; training mode, augmented, before each step's update), learning rate, ``seconds``.
+    ``accuracy_online`` (fraction; training mode, augmented, before each step's update), learning rate, ``seconds``
+    (its steps and its end; of one that was resumed the part before counts as much as that share of the epoch before).
 
     In mixed batches an image's first label counts its share, and its second the rest. ``update_norm``: L2 norm of how
     far the epoch moved all parameters, beside what noise added; None unless the recipe says ``watch``."""
@@ -151,16 +152,23 @@ class _Fit:
                 if self.state.step == 0 and decision.stop:
                     return
                 self.noise = decision.noise or NoNoise()
-                began = time.monotonic()
+                began, first = time.monotonic(), self.state.step
                 self._train_epoch(steps, advance)
                 self._end_epoch()
-                summary = self._summary(time.monotonic() - began)
+                summary = self._summary(self._whole(time.monotonic() - began, first, steps))
                 self.run.log_time(summary.number, summary.seconds)
                 yield summary
                 if self.stop or self.decide(self.run.rows).stop:  # only now known: the epoch may be the last
                     self._save()
                 self.stop.check()
                 self.state.start_epoch(self.state.epoch + 1)
+
+    def _whole(self, seconds: float, first: int, steps: int) -> float:
+        """Of an epoch resumed at step ``first``: its checkpoint holds no time, which would make its bytes differ."""
+        times, epoch = self.run.timings() if first else {}, self.state.epoch
+        if before := times.get(epoch) or times.get(epoch - 1):
+            return seconds + float(before["seconds"]) * first / steps
+        return seconds * steps / max(1, steps - first)
 
     def _resume(self) -> None:
         data = self.run.latest_checkpoint()
@@ -232,9 +240,8 @@ class _Fit:
     def _watch(self, loss: Tensor, step: int) -> None:
         """Remember on the device the first step whose loss is not finite: reading it here would stall a GPU."""
         bad = torch.where(torch.isfinite(loss.detach()), NEVER, step)
-        self.state.first_bad = (
-            bad if self.state.first_bad is None else torch.minimum(self.state.first_bad, bad)
-        )
+        before = self.state.first_bad
+        self.state.first_bad = bad if before is None else torch.minimum(before, bad)
 
     def _check_finite(self) -> None:
         bad = self.state.first_bad
@@ -255,9 +262,8 @@ class _Fit:
         return time.monotonic() - self.saved_at >= self.recipe.checkpoint_every_s
 
     def _end_epoch(self) -> None:
-        if (
-            self.noise.freezes_statistics
-        ):  # by clean batches; again, with the same result, where an epoch is resumed at its end
+        if self.noise.freezes_statistics:
+            # By clean batches; again, with the same result, where an epoch is resumed at its end.
             with autocast(self.recipe.precision, self.device):
                 estimate_statistics(self.state.model, self.source.epoch(self.state.epoch))
         self._check_finite()

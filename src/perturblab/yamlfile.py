@@ -129,9 +129,10 @@ def read_settings(path: str | Path, cls: type[Settings]) -> dict[str, Any]:
     expected = cls.study or cls.command
     study = content.get("study", expected)
     if str(study).replace("_", "-") != expected:
-        raise UserError(
-            f"{path}, line {content.lines['study']}: this is a file for '{shown(study)}', not {expected}"
-        )
+        where, hint = f"{path}, line {content.lines['study']}", ""
+        if not cls.study:
+            hint = f"; if it is a grid: perturblab {cls.command} {path}"
+        raise UserError(f"{where}: this is a file for '{shown(study)}', not {expected}{hint}")
     fixed, axes = section(path, content, "fixed"), section(path, content, "axes")
     if axes and not cls.axes:
         where = f"{path}, line {content.lines['axes']}"

@@ -42,6 +42,21 @@ $X qconf -ah $H >/dev/null 2>&1 || true; $X qconf -as $H >/dev/null
 # resources of the documented scripts, which a fresh Grid Engine does not know
 { $X qconf -sc; echo "tmem tmem MEMORY <= YES NO 0 0"; echo "gpu gpu BOOL == YES NO FALSE 0"; } > "$D/complexes"
 $X qconf -Mc "$D/complexes" >/dev/null
+cat > "$D/smp" <<'PE'
+pe_name            smp
+slots              999
+user_lists         NONE
+xuser_lists        NONE
+start_proc_args    NONE
+stop_proc_args     NONE
+allocation_rule    $pe_slots
+control_slaves     FALSE
+job_is_first_task  TRUE
+urgency_slots      min
+accounting_summary FALSE
+qsort_args         NONE
+PE
+$X qconf -Ap "$D/smp" >/dev/null
 cat > "$D/queue" <<Q1
 qname                 all.q
 hostlist              $H
@@ -55,7 +70,7 @@ min_cpu_interval      00:05:00
 processors            UNDEFINED
 qtype                 BATCH INTERACTIVE
 ckpt_list             NONE
-pe_list               NONE
+pe_list               smp
 rerun                 TRUE
 slots                 $SLOTS
 tmpdir                $D

@@ -29,7 +29,12 @@ class OfAGrid(OnCards, WhichGrid):
     """How it is run here, and how much of it is shown."""
 
     jobs: int = flag(
-        0, "Runs at a time here; 0 is one per core, or per CUDA card.", "--jobs", "-j", where=True, ge=0
+        0,
+        "Runs at a time; 0 is one per core, or per CUDA card, and for an array no limit.",
+        "--jobs",
+        "-j",
+        where=True,
+        ge=0,
     )
     all: bool = flag(False, "Show every run, however many there are.", where=True)
 

@@ -12,10 +12,11 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from perturblab.cpus import THREADS, cores
+from perturblab.cpus import THREADS, threads_of
 from perturblab.grids.estimate import Measured, kinds, took
 from perturblab.grids.states import Seen
 from perturblab.launch.ends import reason_of
+from perturblab.launch.tied import tied
 from perturblab.signals import REQUEUE, SGE_REQUEUE, StopFlag, stop_on_signals
 from perturblab.terminal import PLAIN_EVERY_S, progress, warn
 
@@ -45,8 +46,8 @@ def _tried(one: Seen, seconds: float, epochs: str, jobs: int, stop: StopFlag) ->
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
         with open(log, "wb") as output:
-            words = [sys.executable, "-m", "perturblab", *one.cell.settings.arguments()]
-            threads = dict.fromkeys(THREADS, str(max(1, cores() // jobs)))
+            words = tied([sys.executable, "-m", "perturblab", *one.cell.settings.arguments()])
+            threads = dict.fromkeys(THREADS, str(threads_of(jobs)))
             process = subprocess.Popen(
                 words, stdout=output, stderr=output, start_new_session=True, env=os.environ | threads
             )

@@ -12,7 +12,7 @@ from perturblab.gridcommands.pairing import IDLE, Pairing, pair
 from perturblab.gridcommands.results import Results, results_of
 from perturblab.gridcommands.sides import Finished, Side, measures, sides
 from perturblab.report.tables import Table, as_markdown, csv_text, show
-from perturblab.terminal import UserError, say
+from perturblab.terminal import UserError, counted, say
 
 ENDINGS = (".csv", ".md")
 ELSEWHERE = "Equal settings do not give equal bits there: a part of each difference below may come from that."
@@ -46,8 +46,7 @@ def compare(s: CompareGrid) -> None:
 def told(side: Side) -> str:
     """``"masked.yaml: 12 runs done; 1 running, 2 missing are left out"``."""
     others = ", ".join(f"{n} {state}" for state, n in side.others.items())
-    n = len(side.runs)
-    return f"{side.word}: {n} run{'s' * (n != 1)} done" + (f"; left out: {others}" if others else "")
+    return f"{side.word}: {counted(len(side.runs), 'run')} done" + (f"; left out: {others}" if others else "")
 
 
 # ---- settings and machines ------------------------------------------------------------------------------------------
@@ -79,6 +78,8 @@ def _listed(values: Iterable[Any]) -> str:
 def machine_table(found: Pairing) -> Table | None:
     """What else decides the bits and is not the same on both sides."""
     a, b = found.differences.a, found.differences.b
+    if not a or not b:  # all that one side has is also on the other
+        return None
     about = [
         *dict.fromkeys(
             name for run in (*a, *b) for name in (*run.machine, *(f"data: {k}" for k in run.inputs))
@@ -105,7 +106,7 @@ def _equal(found: Pairing) -> list[str]:
     lines = []
     if not found.differences.between():
         lines.append("settings: equal on both sides")
-    if machine_table(found) is None:
+    if machine_table(found) is None and found.differences.a and found.differences.b:
         machine = next(iter((*found.differences.a, *found.differences.b))).machine
         facts = ", ".join(f"{name} {value}" for name, value in machine.items())
         lines.append(f"machine and data: the same on both sides ({facts})")

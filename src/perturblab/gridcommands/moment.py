@@ -8,14 +8,13 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean
 
 from perturblab.claims import holder
 from perturblab.gridcommands import WatchGrid
-from perturblab.gridcommands.read import Found, at_once, line, runs_asked
+from perturblab.gridcommands.read import Found, at_once, line, runs_asked, unfinished
 from perturblab.grids import function_of
 from perturblab.grids.cells import plan_of
-from perturblab.grids.estimate import Estimate, estimate
+from perturblab.grids.estimate import Estimate, estimate, seconds_of
 from perturblab.grids.states import Seen, look, only, reasons
 from perturblab.rows import Row, last_rows
 from perturblab.runs import RunFolder
@@ -63,7 +62,7 @@ class Moment:
     @property
     def over(self) -> bool:
         """Whether nothing runs and nothing is missing."""
-        return not only(self.seen, "running", "missing", "interrupted")
+        return not unfinished(self.seen)
 
     def failed(self) -> list[str]:
         """A line for each reason."""
@@ -103,8 +102,7 @@ class Watcher:
             self.plan = _remembering(plan_of(self.runs))  # what the runs read names them, once it is there
         found = Found(self.runs, self.plan, look(self.plan))
         running = only(found.seen, "running")
-        todo = [*running, *only(found.seen, "missing", "interrupted")]
-        expected = estimate(self.plan, found.seen, todo, grid.epochs)
+        expected = estimate(self.plan, found.seen, unfinished(found.seen), grid.epochs)
         working = [self._working(one, expected) for one in running]
         self._running.append(len(running))  # between two runs there are fewer for a moment
         jobs = self.s.jobs or max(self._running) or at_once(self.s, found.seen)
@@ -169,12 +167,12 @@ def _spelt(name: str, value: float) -> str:
 
 def left_s(timings: Path, epochs: int) -> float | None:
     """Seconds that ``epochs`` more take, as the last ones did; None before the first has ended."""
-    seconds = [row.get("seconds") for row in last_rows(timings)[:RECENT]]
-    known = [one for one in seconds if isinstance(one, int | float)]
-    if not known:
+    rows = [row for row in last_rows(timings)[:RECENT] if isinstance(row.get("seconds"), int | float)]
+    if not rows:
         return None
+    each = seconds_of(rows[::-1]) / len(rows)
     try:
         since = time.time() - os.stat(timings).st_mtime
     except OSError:
         since = 0.0
-    return fmean(known) * epochs - min(max(since, 0.0), fmean(known)) if epochs > 0 else 0.0
+    return each * epochs - min(max(since, 0.0), each) if epochs > 0 else 0.0

@@ -47,6 +47,11 @@ class Differences:
     def equal(self) -> list[str]:
         return [name for name in self.names if name not in self.apart]
 
+    @cached_property
+    def several(self) -> list[str]:
+        """Those of ``apart`` of which a side has several values."""
+        return [n for n in self.apart if max(len(self.values(runs, n)) for runs in (self.a, self.b)) > 1]
+
     def _sets_apart(self, name: str) -> bool:
         one, other = (set(self.values(runs, name)) - {IDLE} for runs in (self.a, self.b))
         return one.isdisjoint(other) and bool(one or other)
@@ -155,6 +160,5 @@ def _key(found: Differences, run: Finished, names: Iterable[str]) -> Hashable:
 def _label(found: Differences, a: Finished, b: Finished) -> str:
     """``"arch vgg11, mode masked; lr 0.1 - 0.2"``: what both are, then in what A and B differ where a side has several values."""
     both = [f"{name} {found.of[id(a)][name]}" for name in found.equal if found.of[id(a)][name] != IDLE]
-    several = [n for n in found.apart if max(len(found.values(r, n)) for r in (found.a, found.b)) > 1]
-    apart = [f"{name} {found.of[id(a)][name]} - {found.of[id(b)][name]}" for name in several]
+    apart = [f"{name} {found.of[id(a)][name]} - {found.of[id(b)][name]}" for name in found.several]
     return "; ".join([", ".join(both), *apart] if both else apart)

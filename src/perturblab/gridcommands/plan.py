@@ -6,7 +6,18 @@ from dataclasses import replace
 
 from perturblab.gridcommands import PlanGrid
 from perturblab.gridcommands.calibrate import calibrate
-from perturblab.gridcommands.read import Found, at_once, counts, find, heading, lacking, line, rows, time_left
+from perturblab.gridcommands.read import (
+    Found,
+    at_once,
+    counts,
+    find,
+    heading,
+    lacking,
+    line,
+    rows,
+    time_left,
+    unfinished,
+)
 from perturblab.grids.estimate import Estimate, Measured, estimate, took
 from perturblab.grids.states import Seen, look, only
 from perturblab.terminal import duration, say
@@ -20,15 +31,16 @@ def plan(s: PlanGrid) -> None:
         tried = calibrate(found.seen, todo, s.calibrate, found.grid.epochs, at_once(s, todo))
         found = replace(found, seen=look(found.plan))
         todo = only(found.seen, "missing", "interrupted")
-    expected = estimate(found.plan, found.seen, todo, found.grid.epochs, tried)
+    expected = estimate(found.plan, found.seen, unfinished(found.seen), found.grid.epochs, tried)
     table(s, found, expected)
     say(counts(found.seen))
-    if not todo:
+    if unfinished(found.seen):
+        say(f"time: {time_left(s, found.seen, expected)}")
+        say(f"disk: {disk(expected)}")
+    if todo:
+        say(f"next: {line(s, 'run')}")
+    else:
         say("nothing is missing" if not only(found.seen, "failed", "running") else "nothing else is missing")
-        return
-    say(f"time: {time_left(s, found.seen, expected)}")
-    say(f"disk: {disk(expected)}")
-    say(f"next: {line(s, 'run')}")
 
 
 def table(s: PlanGrid, found: Found, expected: Estimate) -> None:

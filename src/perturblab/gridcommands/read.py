@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TypeVar
 
 from perturblab.gridcommands import OfAGrid, WatchGrid, WhichGrid, words_of
@@ -12,11 +13,12 @@ from perturblab.grids import Grid, function_of
 from perturblab.grids.asked import read
 from perturblab.grids.cells import Runs, plan_of, runs_of
 from perturblab.grids.estimate import Estimate
-from perturblab.grids.states import Seen, count, look
+from perturblab.grids.states import Seen, count, look, only
 from perturblab.launch.cards import at_a_time, cards_for
+from perturblab.settings import documented_flag
 from perturblab.studies import STUDIES
 from perturblab.sweep import Plan
-from perturblab.terminal import duration, say
+from perturblab.terminal import counted, duration, say
 
 T = TypeVar("T")
 SHOWN = 40  # rows of a table, unless all are asked for
@@ -45,7 +47,10 @@ def runs_asked(s: WhichGrid) -> Runs:
     """The runs that the words mean; a line where some of them are the same. UserError for a slip in the words."""
     runs = runs_of(read(s.grid, s.given, STUDIES), s.runs_dir)
     if runs.equal:
-        say(f"{runs.equal} more would be equal to one of these {len(runs.settings)} runs, and are left out")
+        are = "is" if runs.equal == 1 else "are"
+        say(
+            f"{runs.equal} more would be equal to one of these {counted(len(runs.settings), 'run')}, and {are} left out"
+        )
     return runs
 
 
@@ -65,7 +70,7 @@ def title(found: Found) -> str:
     """``"masked-loss: 6 runs (3 seed x 2 lr) in perturblab_runs/masked-loss"``."""
     axes = " x ".join(f"{len(values)} {name}" for name, values in found.runs.axes.items())
     where = found.seen[0].run.path.parent
-    return f"{found.runs.study}: {len(found.seen)} runs{f' ({axes})' if axes else ''} in {where}"
+    return f"{found.runs.study}: {counted(len(found.seen), 'run')}{f' ({axes})' if axes else ''} in {where}"
 
 
 def rows(every: Sequence[T], all: bool) -> Iterator[T]:
@@ -80,12 +85,31 @@ def counts(seen: Sequence[Seen]) -> str:
     return ", ".join(f"{n} {state}" for state, n in count(seen).items() if n) or "no runs"
 
 
+def then(found: Found) -> str:
+    """The command that reads what the runs export, with their folders where these are not the documented ones."""
+    words = found.grid.then.split()
+    if not words:
+        return ""
+    reader = import_module(STUDIES[words[1]]).COMMANDS[words[2]].settings
+    for name, info in reader.model_fields.items():
+        values = {getattr(one, name, None) for one in found.runs.settings}
+        if name.endswith("_dir") and len(values) == 1 and not values & {None, reader.default_of(name)}:
+            words += [documented_flag(name, info), str(values.pop())]
+    return shlex.join(words)
+
+
+def unfinished(seen: Iterable[Seen]) -> list[Seen]:
+    """What an estimate is of: what runs now, and what ``run`` would start."""
+    return only(seen, "running", "missing", "interrupted")
+
+
 def time_left(s: OfAGrid | WatchGrid, seen: Sequence[Seen], found: Estimate) -> str:
-    """``"about 3:40:00 with 2 at a time, from what 2 runs took"``."""
+    """``"about 3:40:00 with 2 at a time, from what 2 runs took per epoch"``; as many as run now, if these are more."""
     if found.seconds is None:
         return f"unknown; to try one run of each kind for a moment: {line(s, 'plan')} --calibrate 30"
-    jobs, told = at_once(s, seen), f"{found.n} run{'s' if found.n > 1 else ''} took"
-    return f"about {duration(found.wall(jobs))} with {jobs} at a time, from what {told} per epoch"
+    jobs = s.jobs or max(at_once(s, seen), len(only(seen, "running")))
+    told = f"with {jobs} at a time, from what {counted(found.n, 'run')} took per epoch"
+    return f"about {duration(found.wall(jobs))} {told}"
 
 
 def at_once(s: OfAGrid | WatchGrid, seen: Sequence[Seen]) -> int:

@@ -12,6 +12,7 @@ from perturblab.grids import Measure
 from perturblab.report.findings import digits, finding, interval
 from perturblab.report.statistics import Paired, holm, summarise, too_few
 from perturblab.report.tables import Cell, Table
+from perturblab.terminal import counted
 
 SPOKEN = 5  # comparisons that get a sentence each; of more the table tells
 COLUMNS = (
@@ -29,15 +30,21 @@ class Results:
     """numbers that are one and the same in all runs, and not among ``numbers``"""
 
     @cached_property
+    def tested(self) -> dict[int, Paired]:
+        """The headline of each comparison, by its place, that is tested: a single pair is not."""
+        found = {i: one.of(self.numbers[0].key)[2] for i, one in enumerate(self.comparisons)}
+        return {i: p for i, p in found.items() if p.n > 1}
+
+    @cached_property
     def corrected(self) -> list[float | None]:
         """The p-value of the headline in each comparison, corrected for their number; None for a single pair."""
-        found = [one.of(self.numbers[0].key)[2] for one in self.comparisons]
-        tested = iter(holm([p.p_value for p in found if p.n > 1]))
-        return [next(tested) if p.n > 1 else None for p in found]
+        corrected = holm([p.p_value for p in self.tested.values()])
+        of = dict(zip(self.tested, corrected, strict=True))
+        return [of.get(i) for i in range(len(self.comparisons))]
 
-    @property
-    def tests(self) -> int:
-        return sum(p is not None for p in self.corrected)
+    def _others(self, place: int) -> list[float]:
+        """The p-values of the tests beside that of a comparison."""
+        return [p.p_value for i, p in self.tested.items() if i != place]
 
     def tables(self, every: bool) -> list[Table]:
         if not self.numbers:
@@ -53,7 +60,8 @@ class Results:
             f"p: exact sign-flip test of {self.numbers[0].name}; the other numbers are shown, not tested."
         ]
         if self.constant:
-            notes.append(f"{self.constant} more are the same number in all runs.")
+            are = "is" if self.constant == 1 else "are"
+            notes.append(f"{self.constant} more {are} the same number in all runs.")
         columns = ("number", "mean A", "mean B", "A - B", "95 % interval", "pairs", "p")
         title = "PAIRED RESULTS" + (f": {one.label}" if one.label else "")
         return Table(title, columns, tuple(rows), (*notes, *self._too_few()))
@@ -68,10 +76,14 @@ class Results:
         left = len(self.comparisons) - len(shown)
         notes = [f"and {left} more (--all shows them)"] if left else []
         if headline:
-            notes += [f"p: exact sign-flip test; Holm: corrected for {self.tests} tests.", *self._too_few()]
+            notes += [
+                f"p: exact sign-flip test; Holm: corrected for {counted(len(self.tested), 'test')}.",
+                *self._too_few(),
+            ]
             if len(self.numbers) > 1 and not every:
+                more, them = len(self.numbers) - 1, "it" if len(self.numbers) == 2 else "them"
                 notes.append(
-                    f"{len(self.numbers) - 1} more numbers: --all shows them, --output FILE.csv writes them."
+                    f"{counted(more, 'more number')}: --all shows {them}, --output FILE.csv writes {them}."
                 )
         else:
             notes.append("Shown, not tested.")
@@ -87,8 +99,9 @@ class Results:
 
     def _too_few(self) -> list[str]:
         """What the numbers of pairs cannot show, however large it is."""
-        sizes = {len(one.pairs) for one in self.comparisons} - {1}
-        return [told for n in sorted(sizes) if (told := too_few(n, 0.05 / max(1, self.tests)))]
+        # One comparison of each size: the least corrected p of n pairs is the same in all, as none has a smaller p.
+        sizes = {p.n: place for place, p in self.tested.items()}
+        return [told for n in sorted(sizes) if (told := too_few(n, self._others(sizes[n])))]
 
     def sentences(self) -> list[str]:
         """What may be concluded from each comparison."""
@@ -96,12 +109,12 @@ class Results:
             return ["no pairs: no two runs agree in seed, images and all other settings"]
         if not self.numbers or len(self.comparisons) > SPOKEN:
             return []
-        return [self._sentence(one, p) for one, p in zip(self.comparisons, self.corrected, strict=True)]
+        return [self._sentence(place, one) for place, one in enumerate(self.comparisons)]
 
-    def _sentence(self, one: Comparison, corrected: float | None) -> str:
+    def _sentence(self, place: int, one: Comparison) -> str:
         measure = self.numbers[0]
         p = one.of(measure.key, measure.times)[2]
-        told = finding(p, difference(measure.unit), corrected, max(1, self.tests))
+        told = finding(p, difference(measure.unit), self._others(place))
         return f"{measure.name}, A - B{f', {one.label}' if one.label else ''}: {told}"
 
     def in_numbers(self) -> tuple[tuple[str, ...], list[list[Cell]]]:

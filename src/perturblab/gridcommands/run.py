@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from perturblab.gridcommands import RetryGrid, RunGrid
-from perturblab.gridcommands.read import SHOWN, Found, counts, line, rows, runs_asked
+from perturblab.gridcommands.read import SHOWN, Found, counts, line, rows, runs_asked, then
 from perturblab.grids import function_of
 from perturblab.grids.cells import plan_of
 from perturblab.grids.states import Seen, State, look, only
@@ -16,8 +16,21 @@ from perturblab.launch.cards import at_a_time, cards_for
 from perturblab.launch.dask_cluster import JOBS, Cluster, check_installed
 from perturblab.launch.local import over
 from perturblab.launch.script import hand_over as hand_over_script
-from perturblab.sweep import Plan, SomeFailed, explain_failures, run_plan
-from perturblab.terminal import UserError, duration, say
+from perturblab.planning import settled
+from perturblab.sweep import Plan, SomeFailed, explain_failures, is_of, run_plan
+from perturblab.terminal import UserError, counted, duration, say, warn
+
+JOBS_OF = ("sge", "slurm", "dask with --cluster")
+USED_BY = {
+    **dict.fromkeys(("mem", "time", "gpu", "environment"), JOBS_OF),
+    **dict.fromkeys(("array", "output_dir", "submit"), ("sge", "slurm")),
+    **dict.fromkeys(("address", "cluster"), ("dask",)),
+    **dict.fromkeys(("per_gpu", "wait", "all"), ("local", "dask")),
+    "prefix": ("script", "sge", "slurm", "dask"),
+    "jobs": ("local", "sge", "slurm", "dask"),
+    "output": ("script",),
+}
+"""Of flags that some launchers leave unused, those that use them."""
 
 
 def run(s: RunGrid) -> None:
@@ -38,33 +51,48 @@ def carry_out(s: RunGrid, states: Sequence[State]) -> None:
     if runs.grid.prepare:
         function_of(runs.grid.prepare)(runs.settings)
     plan = plan_of(runs)
+    plan = replace(plan, cells=[settled(cell) for cell in plan.cells])
     found = Found(runs, plan, look(plan))
     todo = only(found.seen, *states)
-    say(f"{runs.study}: {len(found.seen)} runs: {counts(found.seen)}")
+    say(f"{runs.study}: {counted(len(found.seen), 'run')}: {counts(found.seen)}")
     if not todo:
         say("nothing to run again: no run failed" if "failed" in states else "nothing is missing")
         leave(s, found, states)
         return
     if s.launcher not in ("local", "dask"):
+        warn_of_names(plan, todo)
         write(s, runs.study, [one.cell for one in todo])
         leave(s, found, states, ends=False)
         return
+    warn_of_names(plan, todo)
     start(s, found, todo)
     leave(s, found, states)
 
 
 def check(s: RunGrid) -> None:
     """UserError for flags that mean nothing beside the launcher, and for a launcher that is not installed."""
-    if s.submit and s.launcher not in ("sge", "slurm"):
-        raise UserError("--submit needs --launcher sge or slurm")
-    if (s.address or s.cluster != "local") and s.launcher != "dask":
-        raise UserError(f"--{'address' if s.address else 'cluster'} needs --launcher dask")
-    if s.address and (s.cluster != "local" or s.jobs):
-        raise UserError(
-            f"--address names workers that are there: leave --{'jobs' if s.jobs else 'cluster'} out"
-        )
+    given = s.not_default()
+    launcher = s.launcher if s.cluster == "local" else f"{s.launcher} with --cluster"
+    for name, those in USED_BY.items():
+        if name in given and not launcher.startswith(those):
+            raise UserError(f"--{name} needs --launcher {' or '.join(', '.join(those).rsplit(', ', 1))}")
+    for name in ("jobs", "cluster", "per_gpu"):
+        if s.address and name in given:
+            raise UserError(f"--address names workers that are there: leave --{name} out")
     if s.launcher == "dask":
         check_installed()
+
+
+def warn_of_names(plan: Plan, todo: Sequence[Seen]) -> None:
+    """Say before it happens that exported files of other runs are in the way of these: their logs would tell later."""
+    told = [(path, one) for one in todo for path in plan.exports(one.cell) if path.suffix == ".json"]
+    taken = [path for path, one in told if path.exists() and not is_of(path, one.run.id)]
+    if taken:
+        more = f" and {len(taken) - 1} more hold" if taken[1:] else " holds"
+        keep = (
+            "; --set suffix=NAME keeps both" if "suffix" in type(todo[0].cell.settings).model_fields else ""
+        )
+        warn(f"{taken[0]}{more} the results of other settings and will be replaced{keep}")
 
 
 def start(s: RunGrid, found: Found, todo: Sequence[Seen]) -> None:
@@ -77,7 +105,7 @@ def start(s: RunGrid, found: Found, todo: Sequence[Seen]) -> None:
     )
     outcomes = run_plan(plan, jobs, launch, s.wait)
     show(plan, outcomes, s.all)
-    explain_failures(plan, outcomes, f"run them again with: {line(s, 'retry')}")
+    explain_failures(plan, outcomes, f"run them again with: {line(s, 'retry')}", f"go on: {line(s, 'run')}")
 
 
 def launcher(s: RunGrid, plan: Plan) -> tuple[int, Launch | None]:
@@ -111,7 +139,7 @@ def leave(s: RunGrid, found: Found, states: Sequence[State], ends: bool = True) 
         if ends:
             raise SomeFailed
     elif ends and found.grid.then and all(one.run.done for one in found.seen):
-        say(f"next: {found.grid.then}")
+        say(f"next: {then(found)}")
 
 
 # ---- other launchers -------------------------------------------------------------------------------------------------
@@ -126,4 +154,6 @@ def write(s: RunGrid, study: str, cells: Sequence[Cell]) -> None:
     jobs = JobFlags.parse({**flags, "scheduler": s.launcher, "submit": s.submit})
     parts = [cells[first : first + s.array] for first in range(0, len(cells), s.array)]
     names = [study] if len(parts) == 1 else [f"{study}-{n}" for n in range(1, len(parts) + 1)]
-    hand_over([write_array(part, jobs, name) for part, name in zip(parts, names, strict=True)], jobs)
+    hand_over(
+        [write_array(part, jobs, name, at_once=s.jobs) for part, name in zip(parts, names, strict=True)], jobs
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from perturblab.gridcommands import OfAGrid, StatusOfGrid, WatchGrid
-from perturblab.gridcommands.read import SHOWN, Found, find, heading, line, time_left
+from perturblab.gridcommands.read import SHOWN, Found, find, heading, line, then, time_left, unfinished
 from perturblab.grids import function_of
 from perturblab.grids.estimate import estimate
 from perturblab.grids.states import NOT_EXPORTED, Seen, count, last_epoch, names, only, reasons
@@ -47,10 +47,11 @@ def troubles(seen: Sequence[Seen]) -> None:
 def go_on(s: OfAGrid | WatchGrid, found: Found) -> None:
     """The command that does what is left."""
     left, failed = only(found.seen, "missing", "interrupted"), only(found.seen, "failed")
+    if todo := unfinished(found.seen):
+        say(f"time: {time_left(s, found.seen, estimate(found.plan, found.seen, todo, found.grid.epochs))}")
     if left:
-        say(f"time: {time_left(s, found.seen, estimate(found.plan, found.seen, left, found.grid.epochs))}")
         say(f"go on: {line(s, 'run')}")
     if failed:
         say(f"again what failed: {line(s, 'retry')}")
-    if not left and not failed and not only(found.seen, "running"):
-        say(f"all runs are done{f'; next: {found.grid.then}' if found.grid.then else ''}")
+    if not todo and not failed:
+        say(f"all runs are done{f'; next: {then(found)}' if found.grid.then else ''}")

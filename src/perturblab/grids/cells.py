@@ -47,7 +47,10 @@ def runs_of(asked: Asked, runs_dir: str | None = None) -> Runs:
         axes["runs_dir"] = [runs_dir]
     base = {**grid.fixed, **_preset(grid, asked)}
     first = _checked(grid, {**base, **{name: values[0] for name, values in axes.items()}}, asked.origin)
-    valid = {name: [_value(grid, first, name, one, asked.origin) for one in axes[name]] for name in axes}
+    valid = {
+        name: list(dict.fromkeys(_value(grid, first, name, one, asked.origin) for one in axes[name]))
+        for name in axes
+    }
     several = {name: values for name, values in valid.items() if len(values) > 1}
     if prod(map(len, several.values())) > MOST:
         raise UserError(f"that is a grid of more than {MOST:,} runs")
@@ -65,13 +68,14 @@ def plan_of(runs: Runs) -> Plan:
     count = Counter(cell.name for cell in plan.cells)
     if len(count) == len(plan.cells):
         return plan
-    cells = [replace(c, name=_told_apart(c, runs)) if count[c.name] > 1 else c for c in plan.cells]
+    axes = _further(runs.grid, runs.axes)
+    alike = _alike(axes)
+
+    def told_apart(cell: Cell) -> str:
+        return f"{cell.name} {' '.join(_words(cell.settings, axes, alike)) or cell.settings.id}"
+
+    cells = [replace(c, name=told_apart(c)) if count[c.name] > 1 else c for c in plan.cells]
     return replace(plan, cells=cells)
-
-
-def _told_apart(cell: Cell, runs: Runs) -> str:
-    words = _words(cell.settings, _further(runs.grid, runs.axes))
-    return f"{cell.name} {' '.join(words) or cell.settings.id}"
 
 
 def _preset(grid: Grid, asked: Asked) -> Mapping[str, Any]:
@@ -120,8 +124,9 @@ def _each_once(grid: Grid, cells: Iterable[Settings]) -> tuple[list[Settings], i
 def _apart(grid: Grid, cells: Sequence[Settings], axes: Mapping[str, list[Any]]) -> Iterator[Settings]:
     """The runs with the values of axes that their files' names do not hold in a suffix or a folder."""
     further = _further(grid, axes)
+    alike = _alike(further)
     for cell in cells:
-        word = "_".join(_words(cell, further))
+        word = "_".join(_words(cell, further, alike))
         if not word:
             yield cell
             continue
@@ -137,10 +142,12 @@ def _further(grid: Grid, axes: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
     return {name: values for name, values in axes.items() if name not in known and not is_where(fields[name])}
 
 
-def _words(cell: Settings, axes: Mapping[str, list[Any]]) -> list[str]:
+def _words(
+    cell: Settings, axes: Mapping[str, list[Any]], alike: Mapping[str, Mapping[str, int]]
+) -> list[str]:
     """``["lr0.05"]``: the values of the axes that act in this run."""
     return [
-        name + _word(getattr(cell, name), values)
+        name + _word(getattr(cell, name), alike[name])
         for name, values in axes.items()
         if _acts(cell, name, values)
     ]
@@ -154,14 +161,17 @@ def _acts(cell: Settings, name: str, values: Sequence[Any]) -> bool:
     )
 
 
-def _word(value: Any, others: Sequence[Any]) -> str:
+def _alike(axes: Mapping[str, list[Any]]) -> dict[str, Counter[str]]:
+    """How many values of each axis are spelt alike in a file's name."""
+    return {name: Counter(map(_spelt, values)) for name, values in axes.items()}
+
+
+def _word(value: Any, alike: Mapping[str, int]) -> str:
     """A value as a part of a file's name; with a few letters of its digest where another would be spelt alike."""
+    word = _spelt(value)
+    return f"{word}-{hashlib.sha256(str(value).encode()).hexdigest()[:6]}" if alike[word] > 1 else word
 
-    def spelt(one: Any) -> str:
-        text = ",".join(map(str, one)) if isinstance(one, tuple) else f"{one}"
-        return re.sub(r"[^\w.+-]+", "-", text, flags=re.ASCII).strip("-.") or "none"
 
-    word = spelt(value)
-    if sum(spelt(one) == word for one in others) > 1:
-        word += "-" + hashlib.sha256(str(value).encode()).hexdigest()[:6]
-    return word
+def _spelt(value: Any) -> str:
+    text = ",".join(map(str, value)) if isinstance(value, tuple) else f"{value}"
+    return re.sub(r"[^\w.+-]+", "-", text, flags=re.ASCII).strip("-.") or "none"

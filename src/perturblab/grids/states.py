@@ -17,7 +17,7 @@ from perturblab.terminal import UserError
 
 State = Literal["done", "running", "failed", "interrupted", "missing"]
 STATES: tuple[State, ...] = ("done", "running", "failed", "interrupted", "missing")
-NOT_EXPORTED = "done, but its exported files are not there"
+NOT_EXPORTED = "done, but its exported files are not there, or are those of another run"
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,10 @@ def only(seen: Iterable[Seen], *states: State) -> list[Seen]:
 def _see(plan: Plan, cell: Cell, run: RunFolder) -> Seen:
     status = run.status
     if status == "done":
-        exported = all(os.path.exists(path) for path in plan.exports(cell))
-        return Seen(cell, run, "done" if exported else "interrupted", exported)
+        if plan.exported(cell, run):
+            return Seen(cell, run, "done")
+        failed = (run.path / "failure.json").exists()
+        return Seen(cell, run, "failed" if failed else "interrupted", exported=False)
     return Seen(cell, run, "missing" if status == "pending" else status)
 
 

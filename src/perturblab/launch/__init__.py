@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 from perturblab.settings import Settings
 from perturblab.signals import StopFlag
 
-Status = Literal["done", "skipped", "failed", "not started", "elsewhere"]
+Status = Literal["done", "skipped", "failed", "stopped", "not started", "elsewhere"]
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Cell:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a cell ended: ``skipped`` was done before; ``failed`` says why in ``reason``; ``elsewhere``: another process
-    holds its folder."""
+    """How a cell ended: ``skipped`` was done before; ``failed`` says why in ``reason``; ``stopped`` was told to from
+    outside and has saved; ``elsewhere``: another process holds its folder."""
 
     cell: Cell
     status: Status

@@ -19,6 +19,7 @@ Task N runs line N. A study adds ``JobFlags`` to the settings of its grid::
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shlex
@@ -34,11 +35,12 @@ from pydantic import field_validator, model_validator
 from perturblab.files import write_atomic, writing_to
 from perturblab.launch import Cell, jobscript
 from perturblab.settings import Settings, as_words, flag
-from perturblab.terminal import UserError, say
+from perturblab.terminal import UserError, counted, say, warn
 
 PREFIX = "python -m perturblab"
 WORD = r"[^\s-]\S*"  # what can stand between spaces, and is no flag
 FEW = 4  # parameters that a person can still read in a line
+DIGITS = 6  # of the digest in a name
 STARTS_WITH = {"sge": "qsub", "slurm": "sbatch", "shell": "bash"}
 
 
@@ -105,40 +107,40 @@ def write_array(
     name: str,
     parameters: Sequence[str] | None = None,
     job_name: str = "",
+    at_once: int = 0,
 ) -> Path:
     """Write ``jobs_{name}.txt`` and the executable ``job_manager_{name}.sh`` that runs its lines; returns the script.
 
     A line holds the values of the fields ``parameters``, in that order; all other settings stand in the script, so
     the cells must agree in them (ValueError). Without ``parameters`` they are the fields in which the cells differ,
-    if these are few and each value is a word; else a line holds all arguments of a run. ``job_name`` is what the scheduler shows (default: ``name``). Paths are
-    relative to the current folder, from which the script is to be submitted. ``logs/`` is made there: a job whose
-    log Slurm cannot open fails without a word. UserError when something cannot be read or written.
+    if these are few and each value is a word; else a line holds all arguments of a run. Then ``name`` gets a digest
+    of what the array does, since a task reads its line when it starts: no other array may have taken the file by then.
+    ``job_name`` is what the scheduler shows (default: ``name``), ``at_once`` how many tasks run together (0: any).
+    Paths are relative to the current folder, from which the script is to be submitted. ``logs/`` is made there: a job
+    whose log Slurm cannot open fails without a word. UserError when something cannot be read or written.
     """
-    _check(cells, parameters or (), job_name or name, parameters is not None)
-    if parameters is None:
-        parameters = differing(cells)
-    folder = Path(jobs.output_dir)
+    documented, job_name = parameters is not None, job_name or name
+    _check(cells, parameters or (), job_name, documented)
+    parameters = differing(cells) if parameters is None else parameters
+    settings, folder = cells[0].settings, Path(jobs.output_dir)
+    run = jobscript.run(calls(jobs), settings, parameters)
+    each = "".join(f"{_line(cell, parameters)}\n" for cell in cells)
+    if not documented:
+        name = f"{name}-{hashlib.sha256((run + each).encode()).hexdigest()[:DIGITS]}"
     lines, script = folder / f"jobs_{name}.txt", folder / f"job_manager_{name}.sh"
-    settings = cells[0].settings
-    run = (
-        jobscript.run(calls(jobs), settings, parameters, lines)
-        if parameters
-        else jobscript.run_whole(calls(jobs), lines)
-    )
     text = "\n".join([
         "#!/bin/bash",
         *jobscript.about(f"{settings.study} {settings.command}", len(cells), script, lines),
-        *jobscript.headers(job_name or name, len(cells), jobs.mem, jobs.time, jobs.gpu),
+        *jobscript.headers(job_name, len(cells), jobs.mem, jobs.time, jobs.gpu, at_once),
         "",
         jobscript.environment(jobs.environment),
+        "set -euo pipefail",
+        f"jobs={shlex.quote(str(lines))}",
         run + jobscript.BODY,
     ])  # fmt: skip
     with writing_to(jobscript.LOGS):
         jobscript.LOGS.mkdir(exist_ok=True)
-    each = [
-        _line(cell, parameters) if parameters else shlex.join(cell.settings.arguments()) for cell in cells
-    ]
-    write_atomic(lines, "".join(f"{line}\n" for line in each).encode())
+    _write_lines(lines, each.encode())
     write_atomic(script, text.encode())
     os.chmod(script, 0o755)
     return script
@@ -148,7 +150,7 @@ def hand_over(scripts: Sequence[Path], jobs: JobFlags) -> None:
     """Submit the scripts if asked to, else print the command that does. UserError when the scheduler is not here."""
     program = STARTS_WITH[jobs.scheduler]
     if not jobs.submit:
-        say(f"wrote {len(scripts)} scripts; start them with:")
+        say(f"wrote {counted(len(scripts), 'script')}; start {'it' if len(scripts) == 1 else 'them'} with:")
         for script in scripts:
             say(f"  {program} {shlex.quote(str(script))}")
         return
@@ -191,10 +193,23 @@ def _check(cells: Sequence[Cell], parameters: Sequence[str], job_name: str, give
 
 
 def _line(cell: Cell, parameters: Sequence[str]) -> str:
-    """``vgg11 0``; ValueError for a value that is not one word of its own."""
+    """``vgg11 0``, or all arguments; ValueError for a value that is not one word of its own."""
+    if not parameters:
+        return shlex.join(cell.settings.arguments())
     values = cell.settings.model_dump(mode="json", include=set(parameters))
     words = [" ".join(as_words(values[name])) for name in parameters]
     for word in words:
         if not re.fullmatch(WORD, word):
             raise ValueError(f"'{word}' cannot stand in a line of parameters")
     return " ".join(words)
+
+
+def _write_lines(path: Path, lines: bytes) -> None:
+    """A file that is the same stays; one that is not is replaced, and that is told."""
+    with writing_to(path):
+        before = path.read_bytes() if path.is_file() else None
+    if before == lines:
+        return
+    write_atomic(path, lines)
+    if before is not None:
+        warn(f"{path} held other lines: an array that still waits would run the new ones")

@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from perturblab.cpus import cores
+from perturblab.cpus import threads_of
 from perturblab.launch import Cell, Outcome
 from perturblab.launch.arrays import PREFIX, Resources
 from perturblab.launch.cards import OPEN
@@ -88,7 +88,7 @@ class Cluster:
             str(log.absolute()),
             session,
             "" if self.resources.prefix == PREFIX else self.resources.prefix,
-            max(1, cores() // jobs) if mine else 0,
+            threads_of(jobs) if mine else 0,
             tuple(self.cards) if mine and open_ else (),
         )
 

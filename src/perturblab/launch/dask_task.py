@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import signal
 import subprocess
 import sys
 import threading
@@ -13,21 +12,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from perturblab.attempts import note_kill
+from perturblab.claims import is_held
 from perturblab.cpus import THREADS
-from perturblab.launch import Status, tied
-from perturblab.launch.ends import reason_of, status_of
-from perturblab.signals import REQUEUE, SGE_REQUEUE
+from perturblab.launch import Status
+from perturblab.launch.ends import KILLED, STOPPED, reason_of, status_of
+from perturblab.launch.tied import tied
 
 POLL_S = 0.1
 # A run that was lost with its worker may still be saving when it is started again elsewhere.
 PAUSES_S = (1.0, 3.0, 6.0)
-STOPPED = (REQUEUE, SGE_REQUEUE, -signal.SIGTERM, 128 + signal.SIGTERM)  # the last two: while it was starting
 
 
 @dataclass(frozen=True)
 class Task:
-    """A run as a worker needs it. ``session``: the call of the launcher, for ``stop``; ``prefix``: how the program is
-    called, "" for the worker's own Python; ``threads``: 0 leaves what the worker was given (Dask: 1)."""
+    """A run as a worker needs it. ``log`` lies in the run's folder. ``session``: the call of the launcher, for ``stop``;
+    ``prefix``: how the program is called, "" for the worker's own Python; ``threads``: 0 leaves what the worker was
+    given (Dask: 1)."""
 
     words: list[str]
     folder: str
@@ -100,7 +101,7 @@ def _attempt(task: Task, worker: Any) -> End:
     log = Path(task.log)
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
-        with open(log, "wb") as output:
+        with open(log, "ab" if is_held(log.parent) else "wb") as output:  # it may be a living run's
             code = _process(task, worker, output)
     except OSError as error:
         return End("failed", 0.0, f"cannot start it on {worker_host(worker)}: {error}")
@@ -108,7 +109,9 @@ def _attempt(task: Task, worker: Any) -> End:
         return End("not started", 0.0, "")
     reason = reason_of(code, log)
     status = status_of(code, reason)
-    if status == "failed" and code in STOPPED and task.session not in _stopped:
+    if status == "failed" and reason.startswith(KILLED):
+        note_kill(log.parent, reason)
+    if code in STOPPED and status != "elsewhere" and task.session not in _stopped:
         from distributed import Reschedule
 
         raise Reschedule  # its worker or its machine was told to stop, not the launcher
@@ -122,7 +125,7 @@ def _process(task: Task, worker: Any, output: Any) -> int | None:
         if task.session in _stopped:
             return None
         process = subprocess.Popen(
-            [sys.executable, "-I", tied.__file__, str(os.getpid()), *task.command(worker)],
+            tied(task.command(worker)),
             cwd=task.folder,
             stdin=subprocess.DEVNULL,
             stdout=output,

@@ -6,14 +6,15 @@ import signal
 from pathlib import Path
 
 from perturblab.launch import Cell, Outcome, Status
-from perturblab.signals import BUSY, SGE_REQUEUE
+from perturblab.signals import BUSY, REQUEUE, SGE_REQUEUE
 
 KILLED = "killed by "
+STOPPED = (REQUEUE, SGE_REQUEUE, -signal.SIGTERM, 128 + signal.SIGTERM)  # the last two: while it was starting
 HELD = " is being worked on by "  # how `claims` refuses a folder that a living process holds
 
 
 def outcome(cell: Cell, code: int, seconds: float, log: Path | None) -> Outcome:
-    """``elsewhere``: another process is at it, so it is neither done nor failed."""
+    """``elsewhere``: another process is at it. ``stopped``: not by us; its state is saved. Neither has failed."""
     reason = reason_of(code, log)
     return Outcome(cell, status_of(code, reason), seconds, reason)
 
@@ -21,7 +22,9 @@ def outcome(cell: Cell, code: int, seconds: float, log: Path | None) -> Outcome:
 def status_of(code: int, reason: str) -> Status:
     if code == 0:
         return "done"
-    return "elsewhere" if code == BUSY or (code == SGE_REQUEUE and HELD in reason) else "failed"
+    if code == BUSY or (code == SGE_REQUEUE and HELD in reason):
+        return "elsewhere"
+    return "stopped" if code in STOPPED else "failed"
 
 
 def reason_of(code: int, log: Path | None) -> str:

@@ -6,12 +6,13 @@ parameters that this task is to run. What it says of the schedulers was seen on 
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from perturblab.settings import Settings, documented_flag
-from perturblab.terminal import UserError
+from perturblab.terminal import UserError, counted
 
 LOGS = Path("logs")  # in the folder of submission
 WARNING_S = 120  # between Slurm's signal and the time limit; a step and a checkpoint take seconds
@@ -21,7 +22,7 @@ def about(command: str, n: int, script: Path, lines: Path) -> list[str]:
     """What the script is and how it is started, as comments."""
     quoted = shlex.quote(str(script))
     return [
-        f"# {n} runs of {command}, one per line of {lines}. To start it, from the folder where it was written:",
+        f"# {counted(n, 'run')} of {command}, one per line of {lines}. To start it, from the folder where it was written:",
         f"#   qsub {quoted}      Grid Engine",
         f"#   sbatch {quoted}    Slurm",
         f"#   bash {quoted}      here, one after another; with a number at the end only that line",
@@ -29,11 +30,12 @@ def about(command: str, n: int, script: Path, lines: Path) -> list[str]:
     ]
 
 
-def headers(job_name: str, n: int, mem: str, time: str, gpu: int) -> list[str]:
-    """Both schedulers' headers; either is a comment for the other."""
+def headers(job_name: str, n: int, mem: str, time: str, gpu: int, at_once: int) -> list[str]:
+    """Both schedulers' headers; either is a comment for the other. ``at_once``: tasks that run together, 0 for any."""
     sge = [
         f"-N {job_name}",
         f"-t 1-{n}",
+        *([f"-tc {at_once}"] if at_once else []),
         f"-l tmem={mem}",
         f"-l h_rt={time}",
         *(["-l gpu=true"] if gpu else []),
@@ -47,7 +49,7 @@ def headers(job_name: str, n: int, mem: str, time: str, gpu: int) -> list[str]:
     ]
     slurm = [
         f"--job-name={job_name}",
-        f"--array=1-{n}",
+        f"--array=1-{n}" + (f"%{at_once}" if at_once else ""),
         f"--mem={mem}",
         f"--time={time}",
         *([f"--gres=gpu:{gpu}"] if gpu else []),
@@ -70,36 +72,30 @@ def environment(file: str) -> str:
         raise UserError(f"cannot read --environment {file}: {reason}") from None
 
 
-def run(prefix: str, settings: Settings, parameters: Sequence[str], lines: Path) -> str:
+def run(prefix: str, settings: Settings, parameters: Sequence[str]) -> str:
     """The function ``run``, which becomes the program: ``exec python -m perturblab ... --arch "${1}" --seed "${2}"``.
 
-    Hence ``exec``: bash would act on a signal only after its foreground command had ended.
+    Hence ``exec``: bash would act on a signal only after its foreground command had ended. Without ``parameters`` a
+    line holds all arguments of a run, quoted for a shell.
     """
+    become = f"exec env {prefix}" if re.match(r"\s*[A-Za-z_]\w*=", prefix) else f"exec {prefix}"
+    if not parameters:
+        return f"""\
+run() {{
+  eval "set -- $1"
+  {become} "$@"
+}}
+{START_WHOLE}"""
     fields = type(settings).model_fields
     placed = [f'{documented_flag(name, fields[name])} "${{{n}}}"' for n, name in enumerate(parameters, 1)]
     command = " ".join([shlex.join(settings.arguments(omit=parameters)), *placed])
     return f"""\
-set -euo pipefail
-jobs={shlex.quote(str(lines))}
 parameters=({" ".join(parameters)})
 
 run() {{
-  exec {prefix} {command}
+  {become} {command}
 }}
 {START}"""
-
-
-def run_whole(prefix: str, lines: Path) -> str:
-    """The same where a line holds all arguments of a run, quoted for a shell."""
-    return f"""\
-set -euo pipefail
-jobs={shlex.quote(str(lines))}
-
-run() {{
-  eval "set -- $1"
-  exec {prefix} "$@"
-}}
-{START_WHOLE}"""
 
 
 ENVIRONMENT = """\
@@ -131,12 +127,13 @@ start() { # start N: become the run of line N
 }
 """
 
-BODY = r"""
+ONE_LINE = r"""
 # Slurm starts again by itself only what it had to kill, not a run that has saved and ended in the time given to it.
 start_in_slurm() {
   start "$1" &
   child=$!
   for name in TERM USR1 USR2; do
+    # shellcheck disable=SC2064
     trap "told=yes; kill -s $name $child || true" "$name"
   done
   told=yes
@@ -166,20 +163,43 @@ if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then
 elif [ "$task" != undefined ]; then
   start "$task"
 fi
+"""
 
-failed=0
+# For a script that does one run after another.
+COUNTING = r"""
+failed=0 held=0
+
+ended() { # ended CODE: count how a run ended; if it was stopped from outside, its state saved, stop as well
+  case $1 in
+    0) ;;
+    69) held=$((held + 1)) ;;
+    75 | 99 | 130) exit "$1" ;;
+    *) failed=$((failed + 1)) ;;
+  esac
+}
+
+all_ended() { # all_ended COUNT: say what is left to do, also by the exit code
+  if [ "$held" -gt 0 ]; then
+    echo "runs that another process is at work on: $held of $1; they were left to it" >&2
+  fi
+  if [ "$failed" -gt 0 ]; then
+    echo "runs that failed: $failed of $1; the same command runs only what is missing" >&2
+    exit 1
+  fi
+  if [ "$held" -gt 0 ]; then exit 69; fi
+}
+"""
+
+BODY = (
+    ONE_LINE
+    + COUNTING
+    + r"""
 count=$(awk 'NF' < "$jobs" | wc -l)
 for ((n = 1; n <= count; n++)); do
   code=0
   (start "$n") || code=$?
-  case $code in
-    0) ;;
-    75 | 99 | 130) exit "$code" ;; # stopped from outside, its state saved
-    *) failed=$((failed + 1)) ;;
-  esac
+  ended "$code"
 done
-if [ "$failed" -gt 0 ]; then
-  echo "$failed of $count runs failed; the same command runs only what is missing" >&2
-  exit 1
-fi
+all_ended "$count"
 """
+)

@@ -15,19 +15,22 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from perturblab.cpus import THREADS, cores
+from perturblab.cpus import THREADS, threads_of
 from perturblab.files import writing_to
 from perturblab.launch import Cell, Launch, Outcome
 from perturblab.launch.cards import Places
 from perturblab.launch.ends import outcome
 from perturblab.signals import Interrupted, StopFlag
+from perturblab.terminal import UserError
 
 POLL_S = 0.05
+LOST = 255  # the exit code that is told when the server of processes has died
 
 
 @dataclass
@@ -36,6 +39,12 @@ class _Process:
     process: BaseProcess
     log: Path | None
     started: float
+
+    @property
+    def ended(self) -> bool:
+        """A run outlives the server that it was forked from; then the system tells when it ends."""
+        code = self.process.exitcode
+        return code is not None and not (code == LOST and _exists(self.process.pid))
 
     def outcome(self) -> Outcome:
         return outcome(self.cell, self.process.exitcode or 0, time.monotonic() - self.started, self.log)
@@ -55,25 +64,33 @@ def run_cells(
     start = _starter(preload, jobs)
     places = places or Places()
     upcoming: Cell | None = None
+
+    def end(outcome: Outcome) -> None:
+        places.end(outcome.cell)
+        ended.append(outcome)
+        on_end(outcome)
+
     try:
         while True:
             while len(running) < jobs and not stop and (upcoming := upcoming or next(waiting, None)):
                 placed = places.start(upcoming)
                 if placed is None:
                     break
-                running.append(start(upcoming, placed.settings.arguments(), log_of(upcoming)))
+                try:
+                    running.append(start(upcoming, placed.settings.arguments(), log_of(upcoming)))
+                except UserError as error:  # its log cannot be written; the others go on
+                    end(Outcome(upcoming, "failed", reason=str(error)))
                 upcoming = None
             if stop:
                 _stop(running)
                 raise Interrupted(stop.number)
             if not running:  # nothing was left to start
                 return ended
-            wait([process.process.sentinel for process in running], POLL_S)
-            for process in [p for p in running if p.process.exitcode is not None]:
+            lost = any(process.process.exitcode is not None for process in running)
+            wait([] if lost else [process.process.sentinel for process in running], POLL_S)
+            for process in [p for p in running if p.ended]:
                 running.remove(process)
-                places.end(process.cell)
-                ended.append(process.outcome())
-                on_end(ended[-1])
+                end(process.outcome())
     finally:
         for process in running:
             process.process.kill()
@@ -89,7 +106,7 @@ def _starter(preload: Sequence[str], jobs: int) -> Callable[[Cell, list[str], Pa
     context: Any = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
     if sys.platform == "linux":
         context.set_forkserver_preload(["perturblab.launch.session", *preload])
-    threads = max(1, cores() // jobs)
+    threads = threads_of(jobs)
 
     def start(cell: Cell, words: list[str], log: Path | None) -> _Process:
         if log is not None:
@@ -98,6 +115,8 @@ def _starter(preload: Sequence[str], jobs: int) -> Callable[[Cell, list[str], Pa
         before = {name: os.environ.get(name) for name in THREADS}
         os.environ.update(dict.fromkeys(THREADS, "1"))  # for the server, started with the first process
         try:
+            if sys.platform == "linux":
+                _start_server()
             process.start()
         finally:
             for name, value in before.items():
@@ -105,6 +124,23 @@ def _starter(preload: Sequence[str], jobs: int) -> Callable[[Cell, list[str], Pa
         return _Process(cell, process, log, time.monotonic())
 
     return start
+
+
+def _start_server() -> None:
+    """Unless it runs. It takes no Ctrl-C from us: ``session`` unblocks it once the server has left the terminal."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+def _exists(pid: int | None) -> bool:
+    try:
+        os.kill(pid or 0, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _touch(log: Path) -> None:
@@ -128,6 +164,7 @@ def _run(words: list[str], log: Path | None, threads: int) -> None:
         output = os.open(log, os.O_WRONLY | os.O_APPEND)
         os.dup2(output, 1)
         os.dup2(output, 2)
+    os.environ.update(dict.fromkeys(THREADS, str(threads)))
     if "torch" in sys.modules:  # the server has imported it for one thread
         sys.modules["torch"].set_num_threads(threads)
     from perturblab.cli import main

@@ -10,6 +10,11 @@ import sys
 PR_SET_PDEATHSIG = 1
 
 
+def tied(words: list[str]) -> list[str]:
+    """The command that becomes the command ``words``, tied to this process."""
+    return [sys.executable, "-I", __file__, str(os.getpid()), *words]
+
+
 def become(parent: int, command: list[str]) -> None:
     if sys.platform == "linux":
         import ctypes

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from perturblab.report.statistics import Paired, too_few
+from collections.abc import Sequence
 
-SIGNIFICANT = 0.05
+from perturblab.report.statistics import SIGNIFICANT, Paired, holm, too_few
 
 
-def finding(p: Paired, unit: str = "", corrected: float | None = None, of: int = 1) -> str:
-    """``"+1.20 points (95 % interval 0.45 to 1.95): a difference was seen (sign-flip p = 0.031)"``.
+def finding(p: Paired, unit: str = "", others: Sequence[float] = ()) -> str:
+    """``"+1.20 points (95 % interval 0.45 to 1.95): a difference was seen (sign-flip test, p = 0.031)"``.
 
-    ``corrected``: the p-value with the ``of`` tests beside it taken into account.
+    ``others``: the p-values of the tests beside this one; its own is corrected for their number by Holm's method.
     """
     if p.n == 1:
         return f"{amount(p.mean_difference, unit, '+')}: from a single seed nothing can be concluded"
-    return f"{amount(p.mean_difference, unit, '+')} (95 % interval {interval(p, unit)}): {_seen(p, unit, corrected, of)}"
+    return f"{amount(p.mean_difference, unit, '+')} (95 % interval {interval(p, unit)}): {_seen(p, unit, others)}"
 
 
-def _seen(p: Paired, unit: str, corrected: float | None, of: int) -> str:
+def _seen(p: Paired, unit: str, others: Sequence[float]) -> str:
     if p.mean_difference == 0 and p.sd == 0:
         return f"no difference at all, the {p.n} seeds are equal one by one"
-    p_value = p.p_value if corrected is None else corrected
-    told = f"p = {p_value:.2g}" + (f", corrected for {of} tests" if of > 1 else "")
-    if p.excludes_zero and (few := too_few(p.n, SIGNIFICANT / of)):
+    p_value = holm([p.p_value, *others])[0]
+    told = f"p = {p_value:.2g}" + (f", corrected for {len(others) + 1} tests" if others else "")
+    if p.excludes_zero and (few := too_few(p.n, others)):
         return f"undecided. {few}"
     if p.excludes_zero != (p_value <= SIGNIFICANT):
         return f"undecided, the interval and the sign-flip test ({told}) disagree about a difference"

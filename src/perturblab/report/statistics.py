@@ -11,10 +11,14 @@ from statistics import mean as exact_mean
 import numpy as np
 from scipy import stats
 
+from perturblab.terminal import counted
+
 EXACT_UP_TO = 16  # 2^16 sign patterns take milliseconds; above this they are sampled
 SAMPLES = 100_000
 ORDERS_UP_TO = 8  # 8! = 40,320 orders take 30 ms; above this they are sampled
 LEVEL = 0.95  # of every interval
+SIGNIFICANT = 0.05
+MOST = 18  # pairs: with more the smallest p is no smaller, it is one sample in 100,001
 
 Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
@@ -123,16 +127,25 @@ def smallest_p(n: int) -> float:
     return 2.0 ** (1 - n) if n <= EXACT_UP_TO else max(2.0 ** (1 - n), 1 / (1 + SAMPLES))
 
 
-def too_few(n: int, level: float = 0.05) -> str | None:
-    """One sentence if ``n`` pairs cannot reach p <= ``level`` however large the effect is, else None."""
-    if smallest_p(n) <= level:
+def too_few(n: int, others: Sequence[float] = ()) -> str | None:
+    """One sentence if ``n`` pairs cannot reach p <= 0.05 however large the effect is, else None.
+
+    ``others``: the p-values of the tests beside this one, which Holm's method corrects for.
+    """
+    least = _least_corrected(n, others)
+    if least <= SIGNIFICANT:
         return None
-    needed = math.ceil(1 - math.log2(level))
-    pairs = "1 paired seed" if n == 1 else f"{n} paired seeds"
+    corrected = f", {least:.2g} when corrected for {len(others) + 1} tests" if others else ""
+    needed = next((k for k in range(n + 1, MOST + 1) if _least_corrected(k, others) <= SIGNIFICANT), None)
     return (
-        f"With {pairs} the smallest possible p is {smallest_p(n):.2g}: no difference, however large, can be "
-        f"significant at {level:g}; {needed} seeds are the fewest that can."
+        f"With {counted(n, 'paired seed')} the smallest possible p is {smallest_p(n):.2g}{corrected}: no difference, "
+        f"however large, can be significant at {SIGNIFICANT:g}"
+        + (f"; {needed} seeds are the fewest that can." if needed else ".")
     )
+
+
+def _least_corrected(n: int, others: Sequence[float]) -> float:
+    return holm([smallest_p(n), *others])[0]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

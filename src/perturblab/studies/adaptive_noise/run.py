@@ -8,6 +8,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
+from perturblab.attempts import perform
 from perturblab.augment import AUGMENTS
 from perturblab.experiment import load_images, resolved, settle, start
 from perturblab.images import ImageSet, ShuffledSource
@@ -16,7 +17,7 @@ from perturblab.objectives.cross_entropy import CrossEntropy
 from perturblab.perturb.clean import weight_norm
 from perturblab.perturb.controller import ControllerSettings
 from perturblab.probes.sharpness import sharpness
-from perturblab.runs import Row, RunFolder, perform, run_folder
+from perturblab.runs import Row, RunFolder, run_folder
 from perturblab.schedules import cosine_decaying_restarts
 from perturblab.settings import documented_flag
 from perturblab.signals import StopFlag, stop_on_signals

@@ -8,15 +8,16 @@ from typing import Any
 
 import torch
 
+from perturblab.attempts import perform
 from perturblab.checkpoints import read_checkpoint, to_bytes, to_cpu
 from perturblab.experiment import check_trainable, resolved, settle, start
-from perturblab.exports import publish
-from perturblab.files import as_json, digest, remove_temporaries, sealed, write_atomic
+from perturblab.exports import publish, write_export
+from perturblab.files import as_json, digest, sealed
 from perturblab.images import ShuffledSource
 from perturblab.measure import score
 from perturblab.objectives.cross_entropy import CrossEntropy
 from perturblab.probes.reliance import reliance
-from perturblab.runs import RunFolder, perform, run_folder
+from perturblab.runs import RunFolder, run_folder
 from perturblab.schedules import constant
 from perturblab.signals import StopFlag, stop_on_signals
 from perturblab.streams import seeded
@@ -93,6 +94,5 @@ def targets(model: Path) -> list[Path]:
 def export(model: Path, run: RunFolder) -> None:
     """The state_dict alone, as the document's scripts load it; what it is stands beside it."""
     publish(run, run.path / "model.pth", model, owner_by_sidecar)
-    remove_temporaries(sidecar(model), run.id)
     content: dict[str, Any] = {**run.results(), "sha256": digest(model.read_bytes())}
-    write_atomic(sidecar(model), as_json(sealed(content)), run.id)
+    write_export(run, sidecar(model), as_json(sealed(content)))

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from perturblab.attempts import perform
 from perturblab.checkpoints import to_bytes, to_cpu
 from perturblab.experiment import resolved, settle, start
 from perturblab.images import ImageSet
@@ -16,7 +17,7 @@ from perturblab.objectives import Objective
 from perturblab.objectives.corrected import Balanced, Imbalanced
 from perturblab.probes.reliance import reliance
 from perturblab.report.events import image_grid
-from perturblab.runs import Row, RunFolder, perform, run_folder
+from perturblab.runs import Row, RunFolder, run_folder
 from perturblab.schedules import constant
 from perturblab.signals import StopFlag, stop_on_signals
 from perturblab.sites import SteppedModel

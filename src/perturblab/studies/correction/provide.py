@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
+from perturblab.claims import Busy
 from perturblab.files import read_json
 from perturblab.studies.correction import Run, TrainBase
 from perturblab.studies.correction.layout import about, data_sha256, owner_by_sidecar, set_files, sidecar
 from perturblab.studies.correction.making import BuildData
+from perturblab.sweep import WAIT_S
 from perturblab.terminal import UserError, say, warn
 
 LEARNT = 0.9  # accuracy on dotted digits
@@ -20,7 +23,7 @@ def provide(s: Run) -> None:
     provide_data(s, data)
     if not model.exists():
         say(f"{model} is not there: training it on the dotted digits")
-        provide_base(s)
+        provide_base(s, model)
     elif owner_by_sidecar(model) is not None:
         check_base(data, model, read_json(sidecar(model)))
 
@@ -62,11 +65,20 @@ def make(s: Run, wanted: BuildData, data: Path) -> None:
     build(wanted.model_copy(update=here))
 
 
-def provide_base(s: Run) -> None:
+def provide_base(s: Run, model: Path) -> None:
+    """Train it, unless another process does; then wait for that one."""
     from perturblab.studies.correction.base import train
 
     shared = {
         name: getattr(s, name)
         for name in ("data", "base_model", "precision", "device", "threads", "runs_dir")
     }
-    train(TrainBase.parse({**shared, "checkpoint_every": s.checkpoint_every}))
+    wanted, told = TrainBase.parse({**shared, "checkpoint_every": s.checkpoint_every}), False
+    while not model.exists():
+        try:
+            train(wanted)
+        except Busy as busy:
+            if not told:
+                say(f"{busy}: waiting for {model}")
+            told = True
+            time.sleep(WAIT_S)

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from perturblab.exports import publish
-from perturblab.files import as_json, digest, read_checked, remove_temporaries, sealed, write_atomic
+from perturblab.exports import publish, write_export
+from perturblab.files import as_json, digest, read_checked, sealed
 from perturblab.report.events import Event, event_file, file_name, run_id_of
 from perturblab.runs import Row, RunFolder
 from perturblab.studies.correction import Train
@@ -49,10 +49,8 @@ def export(asked: Train, run: RunFolder) -> None:
     """Write the directory; another run's files there are replaced, files that nobody here wrote are kept aside."""
     results = run.results()
     events, model, about = exported(asked, run)
-    for path in (events, about):  # publish does it for the model
-        remove_temporaries(path, run.id)
     replaced = make_room(events, run.id)
-    write_atomic(events, event_file(events_of(run, results), hparams(asked), metrics(results)), run.id)
+    write_export(run, events, event_file(events_of(run, results), hparams(asked), metrics(results)))
 
     def owner(path: Path) -> str | None:  # that a whole directory is replaced was said already
         whose = owner_by_sidecar(path)
@@ -61,7 +59,7 @@ def export(asked: Train, run: RunFolder) -> None:
     publish(run, run.path / "best_model.pth", model, owner)
     said = {key: value for key, value in results.items() if key not in ("index", "history")}
     content = {**said, "lambda_weight": asked.lambda_weight, "sha256": digest(model.read_bytes())}
-    write_atomic(about, as_json(sealed(content)), run.id)
+    write_export(run, about, as_json(sealed(content)))
 
 
 def make_room(events: Path, run_id: str) -> set[str | None]:

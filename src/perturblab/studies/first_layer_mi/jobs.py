@@ -9,7 +9,7 @@ from itertools import groupby
 from perturblab.flags import data_name
 from perturblab.launch import Cell
 from perturblab.launch.arrays import hand_over, write_array
-from perturblab.planning import planned
+from perturblab.planning import planned, settled
 from perturblab.studies.first_layer_mi import Jobs, Train
 from perturblab.sweep import Plan
 
@@ -22,7 +22,11 @@ def jobs(s: Jobs) -> None:
     data = re.sub(r"[^\w.-]", "-", data_name(s.dataset), flags=re.ASCII)
     scripts = [
         write_array(
-            [Cell(run.name, run) for run in runs], s, arch, ("arch", "seed"), job_name=f"{arch}_{data}"
+            [settled(Cell(run.name, run)) for run in runs],
+            s,
+            arch,
+            ("arch", "seed"),
+            job_name=f"{arch}_{data}",
         )
         for arch, runs in groupby(s.grid(), lambda run: run.arch)
     ]

@@ -13,6 +13,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
+from perturblab.attempts import perform
 from perturblab.checkpoints import load_weights, read_checkpoint
 from perturblab.experiment import prepare, resolved
 from perturblab.files import digest
@@ -33,7 +34,7 @@ from perturblab.models import MODELS
 from perturblab.probes.ablation import fill_value, information_left
 from perturblab.probes.passes import Ablation
 from perturblab.report.tables import show
-from perturblab.runs import Row, RunFolder, perform, run_folder
+from perturblab.runs import Row, RunFolder, run_folder
 from perturblab.signals import StopFlag, stop_on_signals
 from perturblab.sites import Site, SteppedModel
 from perturblab.streams import stream

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any
@@ -83,14 +83,18 @@ def export(settings: Evaluate, run: RunFolder) -> None:
     """Put the model's entry into the documented file, beside those of other models, and the predictions in place."""
     found = run.results()
     entry = {"model_name": found["model_name"], "checkpoint_path": str(settings.source), **found}
-    merge(settings.results_file, entry)
+    with run.claim.guarding():
+        merge(settings.results_file, entry, run.claim.check)
     if settings.save_predictions:
         target = Path(settings.save_predictions)
         publish(run, run.path / "predictions.npz", target, OWNERS[".npz"])
 
 
-def merge(path: Path, entry: Entry) -> None:
-    """Replace the entry of this model, whole or not at all; evaluations that end together wait for one another."""
+def merge(path: Path, entry: Entry, check: Callable[[], None]) -> None:
+    """Replace the entry of this model, whole or not at all; evaluations that end together wait for one another.
+
+    ``check`` raises if the run is another process's by now.
+    """
     with writing_to(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     with waited_for(path.with_name(f".{path.name}.lock")):
@@ -100,7 +104,7 @@ def merge(path: Path, entry: Entry) -> None:
         if before.get("run_id") != entry["run_id"]:
             warn(replaced(path, before, entry))
         there[entry["model_name"]] = sealed(entry)
-        write_atomic(path, as_json(there))
+        write_atomic(path, as_json(there), check=check)
 
 
 def replaced(path: Path, before: Entry, now: Entry) -> str:

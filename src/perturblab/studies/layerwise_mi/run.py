@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
+from perturblab.attempts import perform
 from perturblab.augment import AUGMENTS
 from perturblab.checkpoints import read_checkpoint, to_bytes, to_cpu
 from perturblab.experiment import check_trainable, export, percent, prepare, resolved
@@ -15,7 +16,7 @@ from perturblab.images import ImageSet, ShuffledSource, stratified
 from perturblab.measure import score
 from perturblab.models import MODELS
 from perturblab.objectives.cross_entropy import CrossEntropy
-from perturblab.runs import SCHEMA_VERSION, Row, RunFolder, perform, run_folder
+from perturblab.runs import SCHEMA_VERSION, Row, RunFolder, run_folder
 from perturblab.schedules import cosine
 from perturblab.signals import StopFlag, stop_on_signals
 from perturblab.sites import SteppedModel
