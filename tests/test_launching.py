@@ -276,6 +276,26 @@ def test_a_script_is_not_written_over_a_grid_or_any_other_file(
         assert called("run", "grid.yaml", "--launcher", "script")[0] == 0, "its own it writes again"
 
 
+def test_the_name_of_a_grids_file_without_its_ending_is_told(
+    npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_grid(tmp_path, npz)
+    assert refusal("plan", "grid") == "no study 'grid'; did you mean grid.yaml?"
+
+
+def test_the_next_command_names_the_folder_into_which_the_runs_exported(
+    npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_grid(tmp_path, npz)
+    assert called("run", "grid.yaml", "--set", "results_dir=out", "--jobs", "1")[0] == 0
+    for given, more in (("out", " --results_dir out"), ("results", "")):
+        code, out, _ = called("run", "grid.yaml", "--set", f"results_dir={given}", "--jobs", "1")
+        assert code == 0
+        assert out.endswith(f"next: perturblab masked-loss visualize{more}\n")
+
+
 # ---- the machine -----------------------------------------------------------------------------------------------------
 
 

@@ -244,7 +244,7 @@ def test_evaluating_one_model_keeps_the_others_entries(here) -> None:
 def test_evaluations_that_end_together_lose_nothing(tmp_path) -> None:
     layers = [{"layer_idx": 0, "n_channels": 1, "mean_mi": 0.0, "std_mi": 0.0}]
     entries = [{"model_name": f"m{i}", "run_id": str(i), "layers": layers} for i in range(12)]
-    writers = [threading.Thread(target=merge, args=(tmp_path / "r.json", e)) for e in entries]
+    writers = [threading.Thread(target=merge, args=(tmp_path / "r.json", e, lambda: None)) for e in entries]
     for writer in writers:
         writer.start()
     for writer in writers:

@@ -36,6 +36,9 @@ def read(word: str, given: Sequence[str], studies: Mapping[str, str]) -> Asked:
     """
     if not word:
         raise UserError(f"which grid? Name a study ({', '.join(studies)}) or a FILE.yaml")
+    near = next((word + ending for ending in ENDINGS if Path(word + ending).is_file()), None)
+    if near and word not in studies and not is_file(word, studies):
+        raise UserError(f"no study '{shown(word)}'; did you mean {near}?")
     asked = _of_file(word, studies) if is_file(word, studies) else Asked(word, grid_of(word, studies))
     sets: dict[str, list[Any]] = {}
     for one in given:
