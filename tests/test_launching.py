@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from commandline import called, refusal
+from commandline import called, parsed, refusal
 from conftest import environment, program, until
 from perturblab import hardware, sweep
 from perturblab.attempts import perform
@@ -23,7 +23,7 @@ from perturblab.grids.cells import plan_of, runs_of
 from perturblab.grids.states import look
 from perturblab.launch import Cell, Outcome, dask_task
 from perturblab.planning import settled
-from perturblab.processes import is_alive
+from perturblab.processes import is_alive, is_there
 from perturblab.runs import RunFolder, run_folder
 from perturblab.settings import Settings
 from perturblab.studies import STUDIES
@@ -172,13 +172,15 @@ def test_a_grid_that_grows_by_a_value_goes_on_with_what_it_has(
 
 def test_a_run_folder_of_its_own_name_comes_before_one_of_another_name(tmp_path: Path) -> None:
     one, study = Settings(), tmp_path / ""
-    for name in ("a", "z"):
+    for name in ("vgg_a", "vgg_z"):
         (study / f"{name}-{one.id}").mkdir()
-    assert run_folder(one, "z", tmp_path).path.name == f"z-{one.id}"
-    assert run_folder(one, "m", tmp_path).path.name.endswith(one.id)
-    shutil.rmtree(study / f"a-{one.id}")
+    assert run_folder(one, "vgg_z", tmp_path).path.name == f"vgg_z-{one.id}"
+    assert run_folder(one, "vgg_m", tmp_path).path.exists()
+    shutil.rmtree(study / f"vgg_a-{one.id}")
     (study / f"other-{'0' * 10}").mkdir()
-    assert run_folder(one, "m", tmp_path).path.name == f"z-{one.id}"
+    assert run_folder(one, "vgg_m", tmp_path).path.name == f"vgg_z-{one.id}"
+    (study / f"vgg_z-{one.id}").rename(study / f"old-{one.id}")
+    assert not run_folder(one, "vgg_m", tmp_path).path.exists(), "a copy that the user keeps"
 
 
 def test_a_grid_whose_files_another_one_has_taken_is_not_called_done(
@@ -290,10 +292,54 @@ def test_the_next_command_names_the_folder_into_which_the_runs_exported(
     monkeypatch.chdir(tmp_path)
     write_grid(tmp_path, npz)
     assert called("run", "grid.yaml", "--set", "results_dir=out", "--jobs", "1")[0] == 0
-    for given, more in (("out", " --results_dir out"), ("results", "")):
+    for given, more in (("out", " --results_dir out"), ("./results", "")):
         code, out, _ = called("run", "grid.yaml", "--set", f"results_dir={given}", "--jobs", "1")
         assert code == 0
         assert out.endswith(f"next: perturblab masked-loss visualize{more}\n")
+
+
+def test_weights_that_another_run_has_taken_are_seen_where_no_json_is_exported(
+    npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["run", "layerwise-mi"]
+    for one in ("model=vgg9", "width=0.0625", "epochs=1", "seed=0", f"dataset=npz:{npz}", "batch_size=36", "device=cpu"):  # fmt: skip
+        words += ["--set", one]
+    assert called(*words)[0] == 0
+    code, _, told = called(*words, "--set", "lr=0.02")
+    assert code == 0
+    assert "vgg9_seed0_best.pth holds the results of other settings and will be replaced" in told
+    assert "1 interrupted" in called("plan", *words[1:])[1]
+    assert "1 done" in called("plan", *words[1:], "--set", "lr=0.02")[1]
+
+
+def test_a_run_that_only_lacks_its_exports_is_taken_by_run_again(
+    npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = [*write_grid(tmp_path, npz)[:2], "--jobs", "1", "--set", "mode=baseline"]
+    (tmp_path / "out").touch()
+    code, _, told = called(*words, "--set", "results_dir=out/x")
+    assert code == 1, told
+    (tmp_path / "out").unlink()
+    (run,) = (tmp_path / "perturblab_runs" / "masked-loss").iterdir()
+    done = RunFolder(run, Settings())
+    with done.claimed():
+        done.fail("failed", "cannot write out/x")
+        done.finish({})
+        done.fail("failed", "cannot write out/x")
+    assert "failed           1" in called("status", *words[1:2], *words[4:], "--set", "results_dir=out/x")[1]
+    assert "1 to run" in called(*words, "--set", "results_dir=out/x")[1]
+
+
+def test_many_axes_make_names_that_a_file_system_takes(tmp_path: Path) -> None:
+    axes = ("lr=0.1,0.2", "weight_decay=0.0005,0.001", "momentum=0.9,0.8", "batch_size=128,64", "n_masks=3,4")
+    more = ("lambda_max=1.0,2.0", "clamp=hard,rescale", "site=hidden,conv1", "eval_every=1,2", f"dataset=digits,folder:/{'x' * 120}")  # fmt: skip
+    cells = plan_of(runs_of(read("masked-loss", ["arch=vgg11", "mode=masked", "seed=0", *axes, *more], STUDIES), "runs")).cells  # fmt: skip
+    assert len({cell.name for cell in cells}) == len(cells) == 1024
+    for cell in (cells[0], cells[-1]):
+        assert parsed(*cell.settings.arguments()).id == cell.settings.id
+        assert max(len(path.name) for path in Train.exports.fget(cell.settings).values()) <= 200  # type: ignore[attr-defined]
 
 
 # ---- the machine -----------------------------------------------------------------------------------------------------
@@ -348,3 +394,13 @@ def test_a_second_worker_waits_for_the_base_model_that_the_first_trains(
     provide.provide_base(Run.parse(words), model)
     assert len(asked) == 3
     assert capsys.readouterr().out.count(f"process 7: waiting for {model}\n") == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells")
+def test_a_process_that_has_ended_and_waits_for_its_parent_is_not_there() -> None:
+    """Nobody may: in a container whose first process is the launcher."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        assert is_there(process.pid)
+        process.kill()
+        until(lambda: "State:\tZ" in Path(f"/proc/{process.pid}/status").read_text())
+        assert not is_there(process.pid)

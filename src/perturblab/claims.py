@@ -19,7 +19,6 @@ import os
 import random
 import secrets
 import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -28,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from perturblab.files import writing_to
+from perturblab.files import time_of, writing_to
 from perturblab.processes import here, is_alive, is_here
 from perturblab.terminal import UserError, duration, say
 
@@ -83,7 +82,12 @@ class Holder:
     def seems_dead(self) -> bool:
         """Whether its process has ended, or has been silent for its limit."""
         last = self.last_sign()
-        return self.gone() or last is None or now(self.file.parent) - last > self.limit_s
+        if self.gone() or last is None:
+            return True
+        silent = time.time() - last
+        if not -self.beat_s <= silent <= self.limit_s:  # or our clock is wrong
+            silent = time_of(self.file.parent) - last
+        return silent > self.limit_s
 
     def __str__(self) -> str:
         if "pid" not in self.facts:
@@ -214,7 +218,7 @@ def _wait_until_dead(rival: Holder, folder: Path, poll: Callable[[], None]) -> N
         last, watched = rival.last_sign(), time.monotonic() - since
         if last is None:
             return
-        silent = now(folder) - last
+        silent = time_of(folder) - last
         if silent > rival.limit_s and watched > rival.beat_s:
             return
         if last != first or (silent <= rival.limit_s and is_here(rival.facts)):
@@ -225,18 +229,6 @@ def _wait_until_dead(rival: Holder, folder: Path, poll: Callable[[], None]) -> N
             told = True
         poll()
         time.sleep(min(0.5, rival.beat_s / 10))
-
-
-def now(folder: Path) -> float:
-    """The time of the file system, on which heartbeats are measured: its server's clock is not ours.
-
-    Ours where we cannot write: for a look at another user's run that must do.
-    """
-    try:
-        with tempfile.TemporaryFile(dir=folder) as file:
-            return os.fstat(file.fileno()).st_mtime
-    except OSError:
-        return time.time()
 
 
 def _renamed(prepared: Path, claim: Path) -> bool:

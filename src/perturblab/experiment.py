@@ -22,7 +22,7 @@ from perturblab.flags import Machine
 from perturblab.images import ImageSet
 from perturblab.runs import RunFolder, run_folder
 from perturblab.signals import StopFlag, stop_on_signals
-from perturblab.terminal import UserError, say
+from perturblab.terminal import UserError, counted, say
 
 M = TypeVar("M", bound=Machine)
 
@@ -79,7 +79,9 @@ def start(s: Machine, targets: Iterable[Path]) -> torch.device:
 def settle(s: Machine, run: RunFolder, device: torch.device, data: dict[str, str]) -> None:
     """Record what decides the bits, the digests of the ``data`` too, or take it up again; UserError for other data."""
     hardware.reuse(run.record(hardware.facts(device, s.precision), data))
-    say(f"{run.path.name}: on {device}, {s.precision}, {torch.get_num_threads()} CPU threads, in {run.path}")
+    say(
+        f"{run.path.name}: on {device}, {s.precision}, {counted(torch.get_num_threads(), 'CPU thread')}, in {run.path}"
+    )
 
 
 def check_trainable(data: ImageSet, batch_size: int, dataset: str) -> None:

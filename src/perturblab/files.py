@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -99,6 +100,18 @@ def waited_for(path: Path) -> Iterator[None]:
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+def time_of(folder: Path) -> float:
+    """The time (seconds since 1970) by the clock that dates the files of ``folder``: a file server has its own.
+
+    Ours where we cannot write: for a look at another user's run that must do.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            return os.fstat(file.fileno()).st_mtime
+    except OSError:
+        return time.time()
 
 
 def remove_temporaries(path: Path, writer: str) -> None:

@@ -116,6 +116,9 @@ class Sgd(Fitting):
         return "crop" if is_upright(self.dataset) else "crop-flip"
 
 
+LONGEST_SUFFIX = 150  # bytes: file systems take names of 255, and there is more in them
+
+
 class Suffixed(Settings):
     """A run whose exported files can bear one word more than the document says."""
 
@@ -126,7 +129,7 @@ class Suffixed(Settings):
     def _part_of_a_name(cls, value: str) -> str:
         if any(c in "/\\" or not c.isprintable() for c in value):
             raise ValueError("it must be a part of a file name")
-        if len(value.encode()) > 100:  # file systems take names of 255 bytes, and there is more in them
+        if len(value.encode()) > LONGEST_SUFFIX:
             raise ValueError("it is too long for a part of a file name")
         return value
 

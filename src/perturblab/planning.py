@@ -11,6 +11,7 @@ from perturblab.flags import Machine
 from perturblab.launch import Cell
 from perturblab.runs import RunFolder, run_folder
 from perturblab.sweep import Plan
+from perturblab.terminal import UserError
 
 M = TypeVar("M", bound=Machine)
 
@@ -29,11 +30,18 @@ def decided(settings: M) -> M:
 
 
 def settled(cell: Cell) -> Cell:
-    """The cell with the precision that this machine decides: on the one where it runs it must not be another run."""
+    """The cell with the precision that this machine decides: on the one where it runs it must not be another run.
+
+    As it is where the device that it names is not here: then the other machine decides.
+    """
     settings: Any = cell.settings
     if getattr(settings, "precision", "") != "auto":
         return cell
-    return replace(cell, settings=settings.model_copy(update={"precision": decided(settings).precision}))
+    try:
+        precision = decided(settings).precision
+    except UserError:
+        return cell
+    return replace(cell, settings=settings.model_copy(update={"precision": precision}))
 
 
 def folder(cell: Cell) -> RunFolder:

@@ -43,6 +43,17 @@ def is_alive(facts: Mapping[str, Any]) -> bool:
     return hidden or _started(pid) == facts.get("started")
 
 
+def is_there(pid: int) -> bool:
+    """Whether a process of this number is there; one that has ended and waits for its parent is not."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return _started(pid) != -1
+
+
 @functools.cache
 def _machine() -> str:
     """Containers of one machine may share its name; what tells numbers of processes apart is their namespace."""

@@ -254,12 +254,15 @@ class RunFolder:
 def run_folder(settings: Settings, name: str, runs_dir: str | Path) -> RunFolder:
     """The folder of these settings: ``runs_dir/STUDY/name-id``, or the one that bears the same id under another name.
 
-    A name may hold a suffix, which says how exported files are called and not what is computed.
+    A name may hold a suffix, which says how exported files are called and not what is computed. What begins with
+    another word is no name of ours: a copy that somebody keeps.
     """
     study = Path(runs_dir) / settings.study
     path = study / f"{name}-{settings.id}"
     if not path.exists():
-        path = study / _names_by_id(study).get(settings.id, path.name)
+        there = _names_by_id(study).get(settings.id, "")
+        if there.partition("_")[0] == name.partition("_")[0]:
+            path = study / there
     return RunFolder(path, settings)
 
 

@@ -19,6 +19,7 @@ from perturblab.runs import RunFolder
 from perturblab.signals import stop_on_signals
 from perturblab.terminal import UserError, counted, duration, progress, say
 
+HEAD = 1 << 16  # bytes
 WAIT_S = 1.0  # between two looks at the runs of others
 
 
@@ -45,21 +46,32 @@ class Plan:
 
     def exported(self, cell: Cell, run: RunFolder) -> bool:
         """Whether its files are there and, as far as they tell, its own: another run may have taken their names."""
-        return all(is_of(path, run.id) for path in self.exports(cell))
+        paths = list(self.exports(cell))
+        return all(os.path.exists(path) for path in paths) and not taken(paths, run.id)
 
     def log(self, cell: Cell) -> Path:
         """Where a cell's output goes when several run at a time."""
         return self.folder(cell).path / "log.txt"
 
 
-def is_of(path: Path, run_id: str) -> bool:
-    """Whether an exported file is there and, where its kind tells, is this run's."""
-    if path.suffix != ".json":
-        return path.exists()
+def taken(paths: Sequence[Path], run_id: str) -> Path | None:
+    """Of a run's exported files the one that is another run's by now. One is looked at: JSON, else weights."""
+    for endings in ((".json",), (".pt", ".pth")):
+        for path in [path for path in paths if path.suffix in endings][:1]:
+            return path if path.exists() and _tells_another(path, run_id) else None
+    return None
+
+
+def _tells_another(path: Path, run_id: str) -> bool:
+    """The id stands at the start: in JSON among the first keys, in weights before the numbers."""
     try:
-        return run_id.encode() in path.read_bytes()
+        with open(path, "rb") as file:
+            head = file.read(HEAD)
+            if path.suffix == ".json":
+                return run_id.encode() not in head and run_id.encode() not in file.read()
+            return b"run_id" in head and run_id.encode() not in head
     except OSError:
-        return False
+        return True
 
 
 def run_plan(plan: Plan, jobs: int, launch: Launch | None = None, wait: bool = True) -> list[Outcome]:

@@ -11,9 +11,8 @@ from pathlib import Path
 
 from perturblab.claims import holder
 from perturblab.gridcommands import WatchGrid
-from perturblab.gridcommands.read import Found, at_once, line, runs_asked, unfinished
+from perturblab.gridcommands.read import Found, at_once, line, planned, runs_asked, unfinished
 from perturblab.grids import function_of
-from perturblab.grids.cells import plan_of
 from perturblab.grids.estimate import Estimate, estimate, seconds_of
 from perturblab.grids.states import Seen, look, only, reasons
 from perturblab.rows import Row, last_rows
@@ -74,7 +73,7 @@ class Watcher:
 
     def __init__(self, s: WatchGrid) -> None:
         self.s, self.runs = s, runs_asked(s)
-        self.plan = _remembering(plan_of(self.runs))
+        self.plan = _remembering(planned(self.runs))
         self.took_s = 0.0
         self._done: dict[str, float] = {}
         self._running: deque[int] = deque(maxlen=JUST_NOW)
@@ -99,7 +98,7 @@ class Watcher:
     def _look(self) -> Moment:
         grid = self.runs.grid
         if grid.lacks and function_of(grid.lacks)(self.runs.settings):
-            self.plan = _remembering(plan_of(self.runs))  # what the runs read names them, once it is there
+            self.plan = _remembering(planned(self.runs))  # what the runs read names them, once it is there
         found = Found(self.runs, self.plan, look(self.plan))
         running = only(found.seen, "running")
         expected = estimate(self.plan, found.seen, unfinished(found.seen), grid.epochs)

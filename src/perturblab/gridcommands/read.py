@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import TypeVar
 
@@ -15,6 +15,7 @@ from perturblab.grids.cells import Runs, plan_of, runs_of
 from perturblab.grids.estimate import Estimate
 from perturblab.grids.states import Seen, count, look, only
 from perturblab.launch.cards import at_a_time, cards_for
+from perturblab.planning import settled
 from perturblab.settings import documented_flag
 from perturblab.studies import STUDIES
 from perturblab.sweep import Plan
@@ -39,8 +40,14 @@ class Found:
 
 def find(s: WhichGrid) -> Found:
     runs = runs_asked(s)
-    plan = plan_of(runs)
+    plan = planned(runs)
     return Found(runs, plan, look(plan))
+
+
+def planned(runs: Runs) -> Plan:
+    """The plan of these runs, with a precision that this machine has decided where it was left to it."""
+    plan = plan_of(runs)
+    return replace(plan, cells=[settled(cell) for cell in plan.cells])
 
 
 def runs_asked(s: WhichGrid) -> Runs:
@@ -93,7 +100,8 @@ def then(found: Found) -> str:
     reader = import_module(STUDIES[words[1]]).COMMANDS[words[2]].settings
     for name, info in reader.model_fields.items():
         values = {getattr(one, name, None) for one in found.runs.settings}
-        if name.endswith("_dir") and len(values) == 1 and not values & {None, reader.default_of(name)}:
+        same = len(values) == 1 and not values & {None, reader.default_of(name)}
+        if same and name.endswith(("_dir", "data", "base_model")) and name not in found.grid.fixed:
             words += [documented_flag(name, info), str(values.pop())]
     return shlex.join(words)
 

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from perturblab.gridcommands import RetryGrid, RunGrid
-from perturblab.gridcommands.read import SHOWN, Found, counts, line, rows, runs_asked, then
+from perturblab.gridcommands.read import SHOWN, Found, counts, line, planned, rows, runs_asked, then
 from perturblab.grids import function_of
-from perturblab.grids.cells import plan_of
 from perturblab.grids.states import Seen, State, look, only
 from perturblab.launch import Cell, Launch, Outcome
 from perturblab.launch.arrays import JobFlags, Resources, hand_over, write_array
@@ -16,8 +15,7 @@ from perturblab.launch.cards import at_a_time, cards_for
 from perturblab.launch.dask_cluster import JOBS, Cluster, check_installed
 from perturblab.launch.local import over
 from perturblab.launch.script import hand_over as hand_over_script
-from perturblab.planning import settled
-from perturblab.sweep import Plan, SomeFailed, explain_failures, is_of, run_plan
+from perturblab.sweep import Plan, SomeFailed, explain_failures, run_plan, taken
 from perturblab.terminal import UserError, counted, duration, say, warn
 
 JOBS_OF = ("sge", "slurm", "dask with --cluster")
@@ -50,10 +48,9 @@ def carry_out(s: RunGrid, states: Sequence[State]) -> None:
     runs = runs_asked(s)
     if runs.grid.prepare:
         function_of(runs.grid.prepare)(runs.settings)
-    plan = plan_of(runs)
-    plan = replace(plan, cells=[settled(cell) for cell in plan.cells])
+    plan = planned(runs)
     found = Found(runs, plan, look(plan))
-    todo = only(found.seen, *states)
+    todo = [one for one in found.seen if one.state in states or _only_to_export(one)]
     say(f"{runs.study}: {counted(len(found.seen), 'run')}: {counts(found.seen)}")
     if not todo:
         say("nothing to run again: no run failed" if "failed" in states else "nothing is missing")
@@ -67,6 +64,11 @@ def carry_out(s: RunGrid, states: Sequence[State]) -> None:
     warn_of_names(plan, todo)
     start(s, found, todo)
     leave(s, found, states)
+
+
+def _only_to_export(one: Seen) -> bool:
+    """A run that is done and could not write its files: nothing speaks against trying that again."""
+    return one.state == "failed" and one.run.done
 
 
 def check(s: RunGrid) -> None:
@@ -85,14 +87,13 @@ def check(s: RunGrid) -> None:
 
 def warn_of_names(plan: Plan, todo: Sequence[Seen]) -> None:
     """Say before it happens that exported files of other runs are in the way of these: their logs would tell later."""
-    told = [(path, one) for one in todo for path in plan.exports(one.cell) if path.suffix == ".json"]
-    taken = [path for path, one in told if path.exists() and not is_of(path, one.run.id)]
-    if taken:
-        more = f" and {len(taken) - 1} more hold" if taken[1:] else " holds"
+    found = [path for one in todo if (path := taken(list(plan.exports(one.cell)), one.run.id))]
+    if found:
+        more = f" and {len(found) - 1} more hold" if found[1:] else " holds"
         keep = (
             "; --set suffix=NAME keeps both" if "suffix" in type(todo[0].cell.settings).model_fields else ""
         )
-        warn(f"{taken[0]}{more} the results of other settings and will be replaced{keep}")
+        warn(f"{found[0]}{more} the results of other settings and will be replaced{keep}")
 
 
 def start(s: RunGrid, found: Found, todo: Sequence[Seen]) -> None:
@@ -133,7 +134,8 @@ def leave(s: RunGrid, found: Found, states: Sequence[State], ends: bool = True) 
     """Say what these states do not cover. SomeFailed where failed runs are left after work here."""
     if "running" not in states and only(found.seen, "running"):
         say(f"{len(only(found.seen, 'running'))} are being run by another process")
-    left = [] if "failed" in states else only(found.seen, "failed")
+    failed = [] if "failed" in states else only(found.seen, "failed")
+    left = [one for one in failed if not _only_to_export(one)]
     if left:
         say(f"{len(left)} failed before and are left alone; again: {line(s, 'retry')}")
         if ends:

@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from perturblab.flags import LONGEST_SUFFIX
 from perturblab.grids import Grid, function_of
 from perturblab.grids.asked import Asked
 from perturblab.launch import Cell
@@ -131,8 +132,19 @@ def _apart(grid: Grid, cells: Sequence[Settings], axes: Mapping[str, list[Any]])
             yield cell
             continue
         before = str(getattr(cell, grid.apart))
-        after = str(Path(before) / word) if grid.apart.endswith("_dir") else f"{before}_{word}".strip("_")
+        if grid.apart.endswith("_dir"):
+            after = str(Path(before) / _shortened(word))
+        else:
+            after = _shortened(f"{before}_{word}".strip("_"))
         yield cell.model_copy(update={grid.apart: after})
+
+
+def _shortened(word: str) -> str:
+    """A part of a name that file systems take, which still tells runs apart."""
+    if len(word.encode()) <= LONGEST_SUFFIX:
+        return word
+    digest = hashlib.sha256(word.encode()).hexdigest()[:10]
+    return f"{word.encode()[: LONGEST_SUFFIX - 11].decode(errors='ignore')}-{digest}"
 
 
 def _further(grid: Grid, axes: Mapping[str, list[Any]]) -> dict[str, list[Any]]:

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import forkserver
@@ -26,6 +27,7 @@ from perturblab.files import writing_to
 from perturblab.launch import Cell, Launch, Outcome
 from perturblab.launch.cards import Places
 from perturblab.launch.ends import outcome
+from perturblab.processes import is_there
 from perturblab.signals import Interrupted, StopFlag
 from perturblab.terminal import UserError
 
@@ -44,7 +46,12 @@ class _Process:
     def ended(self) -> bool:
         """A run outlives the server that it was forked from; then the system tells when it ends."""
         code = self.process.exitcode
-        return code is not None and not (code == LOST and _exists(self.process.pid))
+        return code is not None and not (code == LOST and is_there(self.process.pid or 0))
+
+    def send(self, number: int) -> None:
+        with suppress(ProcessLookupError):
+            if not self.ended:
+                os.kill(self.process.pid or 0, number)
 
     def outcome(self) -> Outcome:
         return outcome(self.cell, self.process.exitcode or 0, time.monotonic() - self.started, self.log)
@@ -93,7 +100,7 @@ def run_cells(
                 end(process.outcome())
     finally:
         for process in running:
-            process.process.kill()
+            process.send(signal.SIGKILL)
 
 
 def over(cards: Sequence[int], per_gpu: int, jobs: int) -> Launch | None:
@@ -133,14 +140,6 @@ def _start_server() -> None:
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-
-
-def _exists(pid: int | None) -> bool:
-    try:
-        os.kill(pid or 0, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def _touch(log: Path) -> None:
@@ -183,7 +182,7 @@ def _stop_with_launcher() -> None:
 def _stop(running: list[_Process]) -> None:
     """Ask for a clean stop and wait for it: each run finishes its step and saves."""
     for process in running:
-        process.process.terminate()
-    for process in running:
-        process.process.join()
+        process.send(signal.SIGTERM)
+    while not all(process.ended for process in running):
+        time.sleep(POLL_S)
     running.clear()

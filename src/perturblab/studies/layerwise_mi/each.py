@@ -34,7 +34,7 @@ def each_model(s: S, ending: Callable[[S], str]) -> None:
         say(
             ending(one)
             if done
-            else f"✗ {outcome.cell.name}: failed after {duration(outcome.seconds)}, see above"
+            else f"✗ {outcome.cell.name}: {outcome.status} after {duration(outcome.seconds)}, see above"
         )
     if any(outcome.status != "done" for outcome in outcomes):
         say("the same command goes on with what is missing")
