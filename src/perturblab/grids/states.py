@@ -1,4 +1,5 @@
-"""How far the runs of a grid are, read off their folders: by looking for files, without reading them."""
+"""How far the runs of a grid are, read off their folders: by looking for files. Of a done run the start of one exported
+file is read, which tells whose it is."""
 
 from __future__ import annotations
 
