@@ -190,7 +190,7 @@ def test_a_run_that_a_process_works_on_is_running_with_its_epoch_and_is_not_star
         assert place.states()[STOPPED] == "running"
         assert f"running: {STOPPED}, epoch {last}/{EPOCHS} done" in place.call("status")
         out = place.call("run", "--launcher", "script")
-    assert "1 are being run by another process" in out
+    assert "being run by another process: 1" in out
     assert STOPPED not in (place.folder / "run_all.sh").read_text()
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from perturblab.files import keep_aside, read_checked, remove_temporaries, write_atomic, writing_to
 from perturblab.runs import RunFolder
 from perturblab.terminal import UserError, say
+
+HEAD = 1 << 16  # bytes, in which an exported file tells whose it is
 
 
 def publish(run: RunFolder, source: Path, target: Path, owner: Callable[[Path], str | None]) -> None:
@@ -43,3 +45,23 @@ def write_export(run: RunFolder, target: Path, data: bytes) -> None:
         with writing_to(target):
             remove_temporaries(target, run.id)
         write_atomic(target, data, run.id, run.claim.check)
+
+
+def taken(paths: Sequence[Path], run_id: str) -> Path | None:
+    """Of a run's exported files the one that is another run's by now. One is looked at: JSON, else weights."""
+    for endings in ((".json",), (".pt", ".pth")):
+        for path in [path for path in paths if path.suffix in endings][:1]:
+            return path if path.exists() and _tells_another(path, run_id) else None
+    return None
+
+
+def _tells_another(path: Path, run_id: str) -> bool:
+    """The id stands at the start: in JSON among the first keys, in weights before the numbers."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(HEAD)
+            if path.suffix == ".json":
+                return run_id.encode() not in head and run_id.encode() not in file.read()
+            return b"run_id" in head and run_id.encode() not in head
+    except OSError:
+        return True

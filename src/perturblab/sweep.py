@@ -12,6 +12,7 @@ from pathlib import Path
 
 from perturblab.attempts import note_kill
 from perturblab.claims import is_held
+from perturblab.exports import taken
 from perturblab.launch import Cell, Launch, Outcome
 from perturblab.launch.ends import KILLED
 from perturblab.launch.local import run_cells
@@ -19,7 +20,6 @@ from perturblab.runs import RunFolder
 from perturblab.signals import stop_on_signals
 from perturblab.terminal import UserError, counted, duration, progress, say
 
-HEAD = 1 << 16  # bytes
 WAIT_S = 1.0  # between two looks at the runs of others
 
 
@@ -52,26 +52,6 @@ class Plan:
     def log(self, cell: Cell) -> Path:
         """Where a cell's output goes when several run at a time."""
         return self.folder(cell).path / "log.txt"
-
-
-def taken(paths: Sequence[Path], run_id: str) -> Path | None:
-    """Of a run's exported files the one that is another run's by now. One is looked at: JSON, else weights."""
-    for endings in ((".json",), (".pt", ".pth")):
-        for path in [path for path in paths if path.suffix in endings][:1]:
-            return path if path.exists() and _tells_another(path, run_id) else None
-    return None
-
-
-def _tells_another(path: Path, run_id: str) -> bool:
-    """The id stands at the start: in JSON among the first keys, in weights before the numbers."""
-    try:
-        with open(path, "rb") as file:
-            head = file.read(HEAD)
-            if path.suffix == ".json":
-                return run_id.encode() not in head and run_id.encode() not in file.read()
-            return b"run_id" in head and run_id.encode() not in head
-    except OSError:
-        return True
 
 
 def run_plan(plan: Plan, jobs: int, launch: Launch | None = None, wait: bool = True) -> list[Outcome]:
@@ -160,11 +140,11 @@ def _failed_at(run: RunFolder) -> int | None:
         return None
 
 
-def _reason(run: RunFolder) -> str:
+def _reason(run: RunFolder, otherwise: str = "it failed in another process") -> str:
     try:
         return run.failure()
-    except UserError:  # another process tries it again, or the file is damaged
-        return "it failed in another process"
+    except UserError:  # it left no note, another process tries it again, or the note is damaged
+        return otherwise
 
 
 def explain_failures(
@@ -177,12 +157,11 @@ def explain_failures(
     failed = [outcome for outcome in outcomes if outcome.status in ("failed", "not started")]
     reasons: dict[str, list[str]] = {}
     for outcome in failed:
-        folder = plan.folder(outcome.cell)
-        reason = folder.failure() if (folder.path / "failure.json").exists() else outcome.reason
+        reason = _reason(plan.folder(outcome.cell), outcome.reason)
         reasons.setdefault(f"{outcome.status}: {reason}", []).append(outcome.cell.name)
     elsewhere = sum(outcome.status == "elsewhere" for outcome in outcomes)
     if elsewhere:
-        say(f"{elsewhere} are being run by another process")
+        say(f"being run by another process: {elsewhere}")
     for reason, names in reasons.items():
         say(f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''} {reason}")
     if failed:

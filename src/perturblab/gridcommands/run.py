@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from perturblab.exports import taken
 from perturblab.gridcommands import RetryGrid, RunGrid
 from perturblab.gridcommands.read import SHOWN, Found, counts, line, planned, rows, runs_asked, then
 from perturblab.grids import function_of
@@ -15,7 +16,7 @@ from perturblab.launch.cards import at_a_time, cards_for
 from perturblab.launch.dask_cluster import JOBS, Cluster, check_installed
 from perturblab.launch.local import over
 from perturblab.launch.script import hand_over as hand_over_script
-from perturblab.sweep import Plan, SomeFailed, explain_failures, run_plan, taken
+from perturblab.sweep import Plan, SomeFailed, explain_failures, run_plan
 from perturblab.terminal import UserError, counted, duration, say, warn
 
 JOBS_OF = ("sge", "slurm", "dask with --cluster")
@@ -56,12 +57,11 @@ def carry_out(s: RunGrid, states: Sequence[State]) -> None:
         say("nothing to run again: no run failed" if "failed" in states else "nothing is missing")
         leave(s, found, states)
         return
+    warn_of_names(plan, todo)
     if s.launcher not in ("local", "dask"):
-        warn_of_names(plan, todo)
         write(s, runs.study, [one.cell for one in todo])
         leave(s, found, states, ends=False)
         return
-    warn_of_names(plan, todo)
     start(s, found, todo)
     leave(s, found, states)
 
@@ -133,7 +133,7 @@ def show(plan: Plan, outcomes: Sequence[Outcome], every: bool) -> None:
 def leave(s: RunGrid, found: Found, states: Sequence[State], ends: bool = True) -> None:
     """Say what these states do not cover. SomeFailed where failed runs are left after work here."""
     if "running" not in states and only(found.seen, "running"):
-        say(f"{len(only(found.seen, 'running'))} are being run by another process")
+        say(f"being run by another process: {len(only(found.seen, 'running'))}")
     failed = [] if "failed" in states else only(found.seen, "failed")
     left = [one for one in failed if not _only_to_export(one)]
     if left:

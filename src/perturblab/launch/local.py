@@ -93,8 +93,8 @@ def run_cells(
                 raise Interrupted(stop.number)
             if not running:  # nothing was left to start
                 return ended
-            lost = any(process.process.exitcode is not None for process in running)
-            wait([] if lost else [process.process.sentinel for process in running], POLL_S)
+            if not any(process.ended for process in running):
+                wait([p.process.sentinel for p in running if p.process.exitcode is None], POLL_S)
             for process in [p for p in running if p.ended]:
                 running.remove(process)
                 end(process.outcome())
